@@ -1,0 +1,1 @@
+"""gym_queue: collect rollouts for RL post-training on many machines, each ending exactly once."""

@@ -1,0 +1,202 @@
+"""The contract of a ledger: the truth about where every rollout is.
+
+Every method is one atomic step (or says otherwise); any process may die between two of them. Each implementation must pass
+``tests/contract/ledger_contract.py``. Times are Unix seconds on the ledger's own clock, so that workers' clocks may differ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import Field
+
+from gym_queue.records import Example, Fence, Record, RunSpec, Summary, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gym_queue.lifecycle import RolloutState
+    from gym_queue.records import Group, RunState, RunStatus, Stage
+
+
+class Generated(Record):
+    """Outcome of a generate attempt whose verification is queued: keep the trajectory, move to ``verify_queued``.
+
+    ``payload`` is the encoded trajectory with its timings; the ledger does not look inside.
+    """
+
+    payload: bytes
+
+
+class Ended(Record):
+    """Outcome that ends the rollout: the row for the archive goes to the results stream."""
+
+    summary: Summary
+    row: bytes
+
+
+class Retry(Record):
+    """Outcome of an attempt that is tried again after ``delay`` seconds, as the next attempt.
+
+    ``counted`` is false where nobody failed (a worker that shuts down hands its work back): such attempts do not use up
+    ``max_attempts``.
+    """
+
+    delay: float = Field(default=0.0, ge=0.0)
+    counted: bool = True
+
+
+Outcome = Generated | Ended | Retry
+
+
+class Receipt(Record):
+    """The ledger's answer to a commit. ``accepted`` is false when the fence was refused: drop the work, all is well.
+
+    ``ticket`` is what must be published next, if anything. If the process dies before it does, the audit publishes it.
+    """
+
+    accepted: bool
+    ticket: Ticket | None = None
+
+
+class ClaimedSample(Record):
+    """One sample that a claim granted. ``failures`` counts failed attempts of this stage before this one."""
+
+    fence: Fence
+    accepted_at: float
+    queued_at: float
+    failures: int
+    payload: bytes | None = None
+
+
+class Claim(Record):
+    """What a worker owns after claiming a ticket: the example and the samples that were still wanted."""
+
+    example: Example
+    samples: tuple[ClaimedSample, ...]
+    claimed_at: float
+
+
+class OwnedAttempt(Record):
+    """An attempt that a worker owns, as the sweep sees it: enough to retry it or to write its last words."""
+
+    fence: Fence
+    example: Example
+    accepted_at: float
+    failures: int
+    payload: bytes | None = None
+
+
+class Event(Record):
+    """One ended rollout in the results stream. ``position`` orders events of a run; acknowledge up to one."""
+
+    position: str
+    summary: Summary
+    row: bytes
+
+
+class Lease(Record):
+    """One worker as its last heartbeat described it. ``age`` is seconds since then."""
+
+    worker: str
+    age: float
+    info: dict[str, str]
+
+
+class Ledger(Protocol):
+    """See the module's docstring. All methods raise ``LedgerError`` when the store cannot be reached."""
+
+    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
+        """Create a run, or return the one already submitted under this key (G8).
+
+        Raises:
+            ConflictError: the key was used with a spec of another identity.
+        """
+        ...
+
+    async def run(self, run_id: str) -> RunStatus | None:
+        """Return a run's spec, state and counters, or ``None`` if there is no such run."""
+        ...
+
+    async def runs(self) -> list[RunStatus]:
+        """Return all runs that have not been forgotten, highest priority first."""
+        ...
+
+    async def set_run_state(self, run_id: str, state: RunState) -> bool:
+        """Move a run between open and paused, or to a final state. Returns false if it was final already."""
+        ...
+
+    async def forget_run(self, run_id: str) -> None:
+        """Delete every key of a run. Not atomic; safe to repeat."""
+        ...
+
+    async def accept(self, run_id: str, cursor: int, next_cursor: int, groups: Sequence[Group]) -> list[Ticket]:
+        """Take examples ``cursor`` .. ``next_cursor - 1`` of the run's input; ``groups`` are those with samples to do.
+
+        Does nothing, and returns no tickets, unless the run is open and its cursor is exactly ``cursor``: so a repeated
+        call accepts nothing twice. Returns the tickets to publish, one a group.
+        """
+        ...
+
+    async def claim(self, ticket: Ticket, worker: str, lease: float) -> Claim | None:
+        """Take ownership of the ticket's samples that are still wanted, for ``lease`` seconds.
+
+        Wanted: the run is open, the sample waits in the ticket's stage, and the ticket's attempt is its newest.
+        ``None`` when no sample is granted: acknowledge the ticket and forget it.
+        """
+        ...
+
+    async def commit(self, fence: Fence, outcome: Outcome) -> Receipt:
+        """Write the outcome of an attempt, if it is still the newest and still running (G1, G2)."""
+        ...
+
+    async def cancel(self, run_id: str, example_index: int, sample_index: int, row: bytes, summary: Summary) -> bool:
+        """End one rollout as cancelled, whatever it is doing. Returns false if it had ended already."""
+        ...
+
+    async def open_rollouts(self, run_id: str, limit: int) -> list[tuple[Example, int, int, float]]:
+        """Return up to ``limit`` rollouts that have not ended: example, example index, sample index, accepted_at."""
+        ...
+
+    async def state_of(self, run_id: str, example_index: int, sample_index: int) -> RolloutState | None:
+        """Return the state of a rollout; ``None`` once its whole group has ended (or it never was)."""
+        ...
+
+    async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
+        """Return ended rollouts behind position ``after`` (``""``: from the first that is not acknowledged).
+
+        Waits up to ``wait`` seconds for one. Reading changes nothing: a reader that dies reads them again.
+        """
+        ...
+
+    async def acknowledge(self, run_id: str, position: str) -> int:
+        """Drop events up to ``position``: the archive holds them. Returns how many. This is what opens the window."""
+        ...
+
+    async def promote_due(self, limit: int) -> list[Ticket]:
+        """Move retries whose delay is over to the waiting tickets and return them, to be published."""
+        ...
+
+    async def waiting(self, stage: Stage, older_than: float, limit: int) -> tuple[int, list[Ticket]]:
+        """Return how many tickets wait for a claim in this stage, and the oldest that have waited ``older_than`` s."""
+        ...
+
+    async def heartbeat(self, worker: str, info: dict[str, str]) -> bool:
+        """Renew a worker's lease. Returns false if the lease was not known: new, or reaped meanwhile."""
+        ...
+
+    async def leases(self) -> list[Lease]:
+        """Return all workers that have a lease."""
+        ...
+
+    async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
+        """Return attempts a worker owns: all of them, or only those ``overdue_by`` seconds past their deadline."""
+        ...
+
+    async def drop_lease(self, worker: str) -> None:
+        """Forget a worker that is gone, once it owns nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Close connections. The ledger cannot be used afterwards."""
+        ...

@@ -1,0 +1,76 @@
+"""The states of a rollout, its legal moves, and what to do after a failure. Pure functions: no clock, no I/O.
+
+``docs/state_machine.md`` shows the same as a picture.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from gym_queue.records import FailureClass, Stage
+
+if TYPE_CHECKING:
+    from gym_queue.records import Limits
+
+
+class RolloutState(StrEnum):
+    """Where one rollout stands."""
+
+    QUEUED = "queued"
+    GENERATING = "generating"
+    VERIFY_QUEUED = "verify_queued"
+    VERIFYING = "verifying"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({RolloutState.SUCCEEDED, RolloutState.FAILED, RolloutState.CANCELLED})
+
+WAITING_STATE = {Stage.GENERATE: RolloutState.QUEUED, Stage.VERIFY: RolloutState.VERIFY_QUEUED}
+RUNNING_STATE = {Stage.GENERATE: RolloutState.GENERATING, Stage.VERIFY: RolloutState.VERIFYING}
+
+MOVES: dict[RolloutState, frozenset[RolloutState]] = {
+    RolloutState.QUEUED: frozenset({RolloutState.GENERATING, RolloutState.CANCELLED}),
+    RolloutState.GENERATING: frozenset(
+        {
+            RolloutState.QUEUED,
+            RolloutState.VERIFY_QUEUED,
+            RolloutState.SUCCEEDED,
+            RolloutState.FAILED,
+            RolloutState.CANCELLED,
+        }
+    ),
+    RolloutState.VERIFY_QUEUED: frozenset({RolloutState.VERIFYING, RolloutState.CANCELLED}),
+    RolloutState.VERIFYING: frozenset(
+        {RolloutState.VERIFY_QUEUED, RolloutState.SUCCEEDED, RolloutState.FAILED, RolloutState.CANCELLED}
+    ),
+    RolloutState.SUCCEEDED: frozenset(),
+    RolloutState.FAILED: frozenset(),
+    RolloutState.CANCELLED: frozenset(),
+}
+
+RETRYABLE = frozenset({FailureClass.INFRASTRUCTURE})
+"""Classes worth another attempt. The rest would fail again the same way, or were given their full time already."""
+
+
+def retry_delay(
+    failure_class: FailureClass, failures: int, limits: Limits, *, jitter: float = 1.0
+) -> float | None:
+    """Decide what follows a failed attempt.
+
+    Args:
+        failure_class: class of the failure that just happened.
+        failures: failed attempts of this stage so far, this one included.
+        limits: the run's limits.
+        jitter: factor in [0, 1] on the delay; "full jitter" spreads retries that failed together
+            (M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
+
+    Returns:
+        Seconds to wait before the next attempt, or ``None`` when the rollout ends as failed.
+    """
+    if failure_class not in RETRYABLE or failures >= limits.max_attempts:
+        return None
+    ceiling = min(limits.retry_max_delay, limits.retry_base_delay * 2.0 ** (failures - 1))
+    return ceiling * jitter

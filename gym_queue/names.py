@@ -1,0 +1,74 @@
+"""Every name that two processes must agree on: queues, tasks, Redis keys. Nowhere else is one spelled out."""
+
+from __future__ import annotations
+
+from gym_queue.records import Stage
+
+ROLLOUT_QUEUE = "rollouts.default"
+VERIFY_QUEUE = "verify.default"
+MAINTENANCE_QUEUE = "maintenance"
+
+GENERATE_TASK = "gym_queue.generate"
+VERIFY_TASK = "gym_queue.verify"
+SWEEP_TASK = "gym_queue.sweep"
+PROBE_TASK = "gym_queue.probe"
+
+QUEUE_OF_STAGE = {Stage.GENERATE: ROLLOUT_QUEUE, Stage.VERIFY: VERIFY_QUEUE}
+TASK_OF_STAGE = {Stage.GENERATE: GENERATE_TASK, Stage.VERIFY: VERIFY_TASK}
+
+KEY_PREFIX = "gq"
+
+
+def run_key(run_id: str) -> str:
+    """Hash: spec, state, cursor and counters of a run."""
+    return f"{KEY_PREFIX}:run:{run_id}"
+
+
+def runs_key() -> str:
+    """Sorted set: ids of the runs that have not ended, by priority."""
+    return f"{KEY_PREFIX}:runs"
+
+
+def idempotency_key(key: str) -> str:
+    """String: id of the run that was submitted under this idempotency key."""
+    return f"{KEY_PREFIX}:idempotency:{key}"
+
+
+def group_key(run_id: str, example_index: int) -> str:
+    """Hash: one example and the state of each of its samples; gone when all of them have ended."""
+    return f"{KEY_PREFIX}:group:{run_id}:{example_index}"
+
+
+def groups_key(run_id: str) -> str:
+    """Sorted set: indices of the run's examples that have samples not yet ended."""
+    return f"{KEY_PREFIX}:groups:{run_id}"
+
+
+def results_key(run_id: str) -> str:
+    """Stream: rows of ended rollouts that the archive does not hold yet."""
+    return f"{KEY_PREFIX}:results:{run_id}"
+
+
+def waiting_key(stage: Stage) -> str:
+    """Sorted set: tickets that should lie in the broker's queue of this stage, by the time they were queued."""
+    return f"{KEY_PREFIX}:waiting:{stage}"
+
+
+def delayed_key() -> str:
+    """Sorted set: tickets of retries that wait out their backoff, by the time they are due."""
+    return f"{KEY_PREFIX}:delayed"
+
+
+def claims_key(worker: str) -> str:
+    """Sorted set: the attempts that a worker owns, by deadline."""
+    return f"{KEY_PREFIX}:claims:{worker}"
+
+
+def leases_key() -> str:
+    """Sorted set: workers by the time of their last heartbeat."""
+    return f"{KEY_PREFIX}:leases"
+
+
+def worker_key(worker: str) -> str:
+    """Hash: what a worker says of itself with each heartbeat."""
+    return f"{KEY_PREFIX}:worker:{worker}"

@@ -1,0 +1,83 @@
+"""All settings in one model: defaults < file < environment < flags. ``docs/reference/settings.md`` explains each."""
+
+from __future__ import annotations
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_DEFAULT_FILE = "gym_queue.toml"
+
+
+def _plain(name: str) -> AliasChoices:
+    """Accept a variable under the name that users of such systems know, and the field's own name in code and files."""
+    return AliasChoices(name, name.lower())
+
+
+class Settings(BaseSettings):
+    """Settings of every process. Times are seconds.
+
+    A variable is ``GYM_QUEUE_`` + the field's name, unless an alias gives it the name known from other systems.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="GYM_QUEUE_", frozen=True, extra="forbid", populate_by_name=True, toml_file=_DEFAULT_FILE
+    )
+
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis that carries ledger and queues.")
+    log_level: str = Field(
+        default="INFO", validation_alias=_plain("LOG_LEVEL"), description="Level of every process's log."
+    )
+    concurrency: int = Field(
+        default=256, ge=1, description="Rollouts that one GPU worker process holds at once."
+    )
+    verifiers: int = Field(default=1, ge=1, description="Processes of one CPU worker, each verifying one rollout.")
+    window: int = Field(
+        default=4096, ge=1, description="Rollouts of one run that may be accepted and not yet archived."
+    )
+    worker_heartbeat_interval: float = Field(
+        default=30.0,
+        gt=0,
+        validation_alias=_plain("WORKER_HEARTBEAT_INTERVAL"),
+        description="Seconds between two renewals of a worker's lease.",
+    )
+    worker_timeout: float = Field(
+        default=300.0,
+        gt=0,
+        validation_alias=_plain("WORKER_TIMEOUT"),
+        description="A worker silent for this long is given up and its rollouts run elsewhere.",
+    )
+    sweep_interval: float = Field(
+        default=15.0, gt=0, description="Seconds between two sweeps (dead workers, due retries, lost tickets)."
+    )
+    http_client_timeout: float = Field(
+        default=300.0,
+        gt=0,
+        validation_alias=_plain("HTTP_CLIENT_TIMEOUT"),
+        description="Longest wait for one HTTP answer of an endpoint.",
+    )
+    api_key: str = Field(default="", description="Bearer token sent to http(s) model endpoints.", repr=False)
+    tokenizer_trust_remote_code: bool = Field(
+        default=False,
+        validation_alias=_plain("TOKENIZER_TRUST_REMOTE_CODE"),
+        description="Let a tokenizer or model folder run its own Python code.",
+    )
+    shutdown_grace: float = Field(
+        default=10.0, ge=0, description="How long rollouts in flight may go on after Ctrl-C or SIGTERM."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources, strongest first: flags, environment, file."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
