@@ -28,14 +28,18 @@ class Settings(BaseSettings):
         env_prefix="GYM_QUEUE_", frozen=True, extra="forbid", populate_by_name=True, toml_file=_DEFAULT_FILE
     )
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis that carries ledger and queues.")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0", description="Redis that carries ledger and queues."
+    )
     log_level: str = Field(
         default="INFO", validation_alias=_plain("LOG_LEVEL"), description="Level of every process's log."
     )
     concurrency: int = Field(
         default=256, ge=1, description="Rollouts that one GPU worker process holds at once."
     )
-    verifiers: int = Field(default=1, ge=1, description="Processes of one CPU worker, each verifying one rollout.")
+    verifiers: int = Field(
+        default=1, ge=1, description="Processes of one CPU worker, each verifying one rollout."
+    )
     window: int = Field(
         default=4096, ge=1, description="Rollouts of one run that may be accepted and not yet archived."
     )
@@ -52,7 +56,9 @@ class Settings(BaseSettings):
         description="A worker silent for this long is given up and its rollouts run elsewhere.",
     )
     sweep_interval: float = Field(
-        default=15.0, gt=0, description="Seconds between two sweeps (dead workers, due retries, lost tickets)."
+        default=15.0,
+        gt=0,
+        description="Seconds between two sweeps (dead workers, due retries, lost tickets).",
     )
     http_client_timeout: float = Field(
         default=300.0,

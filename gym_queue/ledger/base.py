@@ -130,7 +130,9 @@ class Ledger(Protocol):
         """Delete every key of a run. Not atomic; safe to repeat."""
         ...
 
-    async def accept(self, run_id: str, cursor: int, next_cursor: int, groups: Sequence[Group]) -> list[Ticket]:
+    async def accept(
+        self, run_id: str, cursor: int, next_cursor: int, groups: Sequence[Group]
+    ) -> list[Ticket]:
         """Take examples ``cursor`` .. ``next_cursor - 1`` of the run's input; ``groups`` are those with samples to do.
 
         Does nothing, and returns no tickets, unless the run is open and its cursor is exactly ``cursor``: so a repeated
@@ -150,7 +152,9 @@ class Ledger(Protocol):
         """Write the outcome of an attempt, if it is still the newest and still running (G1, G2)."""
         ...
 
-    async def cancel(self, run_id: str, example_index: int, sample_index: int, row: bytes, summary: Summary) -> bool:
+    async def cancel(
+        self, run_id: str, example_index: int, sample_index: int, row: bytes, summary: Summary
+    ) -> bool:
         """End one rollout as cancelled, whatever it is doing. Returns false if it had ended already."""
         ...
 

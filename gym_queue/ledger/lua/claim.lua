@@ -1,0 +1,40 @@
+-- Take ownership of the samples of a ticket that are still wanted.
+-- KEYS[1] hash         run:<run>             spec, state, counters
+-- KEYS[2] hash         group:<run>:<index>   example and samples
+-- KEYS[3] sorted set   waiting:<stage>       tickets by the time they were queued
+-- KEYS[4] sorted set   claims:<worker>       attempts the worker owns, by deadline
+-- ARGV waiting state, running state, attempt, worker, nonce of this call, lease in seconds, ticket, then two a sample:
+--      sample index, claim
+-- Returns nil if nothing is granted, else {now, example, accepted at, {sample, queued at, failures, payload or ''}, ...}.
+-- The nonce lets a call whose answer was lost be repeated: what it was granted, it is granted again.
+local state = redis.call('HGET', KEYS[1], 'state')
+if state == 'paused' then
+  return nil
+end
+redis.call('ZREM', KEYS[3], ARGV[7])
+if state ~= 'open' then
+  return nil
+end
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+local deadline = tonumber(now) + tonumber(ARGV[6])
+local granted = {}
+for a = 8, #ARGV, 2 do
+  local field = 's:' .. ARGV[a]
+  local record = redis.call('HGET', KEYS[2], field)
+  if record then
+    local at, attempt, failures, since, worker, nonce = string.match(record, '^(.-)|(.-)|(.-)|(.-)|(.-)|(.*)$')
+    local mine = at == ARGV[2] and worker == ARGV[4] and nonce == ARGV[5]
+    if attempt == ARGV[3] and (at == ARGV[1] or mine) then
+      local payload = redis.call('HGET', KEYS[2], 'p:' .. ARGV[a])
+      redis.call('HSET', KEYS[2], field, table.concat({ ARGV[2], attempt, failures, since, ARGV[4], ARGV[5] }, '|'))
+      redis.call('ZADD', KEYS[4], deadline, ARGV[a + 1])
+      granted[#granted + 1] = { ARGV[a], since, failures, payload or '' }
+    end
+  end
+end
+if #granted == 0 then
+  return nil
+end
+local group = redis.call('HMGET', KEYS[2], 'example', 'at')
+return { now, group[1], group[2], unpack(granted) }

@@ -1,0 +1,14 @@
+-- Create a run, or name the one submitted under the same idempotency key.
+-- KEYS[1] string       idempotency:<key>   id of the run submitted under this key
+-- KEYS[2] hash         run:<run>           spec, state, counters
+-- KEYS[3] sorted set   runs                run ids by minus priority
+-- ARGV run id, spec (JSON), minus priority, idempotency key
+-- Returns the id of the run that stands.
+local known = redis.call('GET', KEYS[1])
+if known then
+  return known
+end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[2], 'spec', ARGV[2], 'state', 'open', 'key', ARGV[4])
+redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+return ARGV[1]
