@@ -236,7 +236,7 @@ class Timings(Record):
 class RolloutRow(BaseModel):
     """One line of ``OUT.jsonl`` (succeeded) or ``OUT.failures.jsonl`` (failed, cancelled: no ``reward``)."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="null")
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="null", populate_by_name=True)
 
     version: int = SCHEMA_VERSION
     run_id: str
@@ -253,6 +253,21 @@ class RolloutRow(BaseModel):
     finish_reason: str | None
     usage: Usage
     timings: Timings
+
+
+class SucceededRow(RolloutRow):
+    """One line of ``OUT.jsonl``."""
+
+    reward: float | None
+    metrics: dict[str, float]
+
+
+class FailedRow(RolloutRow):
+    """One line of ``OUT.failures.jsonl``: no reward, because a failure is not one. Cancelled rollouts have no class."""
+
+    failure_class: FailureClass | None = Field(alias="class")
+    stage: Stage
+    error: str
 
 
 class Summary(Record):

@@ -37,9 +37,6 @@ class Settings(BaseSettings):
     concurrency: int = Field(
         default=256, ge=1, description="Rollouts that one GPU worker process holds at once."
     )
-    verifiers: int = Field(
-        default=1, ge=1, description="Processes of one CPU worker, each verifying one rollout."
-    )
     window: int = Field(
         default=4096, ge=1, description="Rollouts of one run that may be accepted and not yet archived."
     )
@@ -66,6 +63,11 @@ class Settings(BaseSettings):
         validation_alias=_plain("HTTP_CLIENT_TIMEOUT"),
         description="Longest wait for one HTTP answer of an endpoint.",
     )
+    max_attempts: int = Field(default=3, ge=1, description="Attempts at each stage of a rollout before it is failed.")
+    max_turns: int = Field(default=32, ge=1, description="Assistant messages after which a rollout is cut off.")
+    generate_timeout: float = Field(default=600.0, gt=0, description="Deadline of one generate attempt.")
+    tool_timeout: float = Field(default=120.0, gt=0, description="Deadline of one answer of the environment.")
+    verify_timeout: float = Field(default=120.0, gt=0, description="Deadline of one verify attempt.")
     api_key: str = Field(default="", description="Bearer token sent to http(s) model endpoints.", repr=False)
     tokenizer_trust_remote_code: bool = Field(
         default=False,

@@ -1,0 +1,170 @@
+"""A Celery pool that runs ``async def`` tasks on one event loop: thousands of waiting rollouts in one process.
+
+Celery 5.7 has no pool for asyncio. ``app.conf.worker_pool`` takes a dotted path, so this one needs no patch. Celery's main
+thread goes on fetching messages, answering remote control and renewing the lease; the event loop has a thread of its own, so
+a task that blocks the loop delays neither. Everything that touches Celery's state runs on the main thread.
+
+A task may cover several rollouts. It says how many with a ``slots(args)`` method, and the prefetch limit counts slots, not
+messages: the worker takes a message only while it has room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from billiard.einfo import ExceptionInfo
+from celery import bootsteps
+from celery.concurrency.base import BasePool
+from kombu.serialization import loads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL = 0.001
+"""Seconds. The main thread wakes for every message; with Python's 5 ms it would wait that long for a busy event loop."""
+
+
+class AsyncioPool(BasePool):  # type: ignore[misc]
+    """See the module's docstring. ``limit`` is the number of slots."""
+
+    signal_safe = False
+    body_can_be_buffer = True
+    task_join_will_block = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loop = asyncio.new_event_loop()
+        self.used = 0
+        self._running: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run_loop, name="asyncio-pool", daemon=True)
+        self._call_main: Callable[..., object] | None = None
+        self._qos: Any = None
+        self._held = 0
+        self._connection = 0
+        self._done: list[Callable[[], None]] = []
+
+    def on_start(self) -> None:
+        """Start the event loop's thread."""
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        self._thread.start()
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Learn how to reach the main thread (kombu's hub)."""
+        self._call_main = loop.call_soon
+
+    def follow(self, qos: Any) -> None:
+        """Learn which prefetch limit to move. Called when the consumer starts, and again after a reconnect.
+
+        A new connection holds no messages; what still runs from the old one goes on using its slots.
+        """
+        self._qos = qos
+        self._held = 0
+        self._connection += 1
+        self._move_prefetch()
+
+    def on_apply(
+        self,
+        target: Any,
+        args: Any = None,
+        kwargs: Any = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        **_: Any,
+    ) -> None:
+        """Start one task. ``args`` is what Celery gives to its tracer: name, id, request, body, type, encoding."""
+        name, _task_id, _request, body, content_type, encoding = args
+        task = self.app.tasks[getattr(name, "name", name)]
+        if content_type:
+            arguments, keywords, _embed = loads(body, content_type, encoding, accept=self.app.conf.accept_content)
+        else:
+            arguments, keywords, _embed = body
+        slots = task.slots(*arguments) if hasattr(task, "slots") else 1
+        accept_callback(os.getpid(), time.monotonic())
+        self.used += slots
+        self._held += 1
+        self._move_prefetch()
+        ended = partial(self._ended, callback, slots, self._connection)
+        self.loop.call_soon_threadsafe(self._begin, task, arguments, keywords, ended)
+
+    def _move_prefetch(self) -> None:
+        """Let Celery hold as many messages as it does plus the free slots: none more once the slots are used."""
+        if self._qos is not None:
+            self._qos.value = max(1, self._held + self.limit - self.used)
+
+    def _begin(self, task: Any, arguments: Any, keywords: Any, ended: Callable[..., None]) -> None:
+        running = self.loop.create_task(self._execute(task, arguments, keywords, ended))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+
+    async def _execute(self, task: Any, arguments: Any, keywords: Any, ended: Callable[..., None]) -> None:
+        started = time.monotonic()
+        failed, value = 0, None
+        try:
+            value = await task.run(*arguments, **keywords)
+        except asyncio.CancelledError:
+            _log.debug("task %s has handed its work back", task.name)
+        except Exception as error:
+            _log.exception("task %s failed", task.name)
+            failed, value = 1, ExceptionInfo((type(error), error, error.__traceback__))
+        self._done.append(partial(ended, (failed, value, time.monotonic() - started)))
+        if self._call_main is not None:
+            self._call_main(self._report)
+
+    def _report(self) -> None:
+        """Tell Celery which tasks ended. Runs on the main thread."""
+        done, self._done = self._done, []
+        for ended in done:
+            ended()
+        self._move_prefetch()
+
+    def _ended(self, callback: Callable[..., None], slots: int, connection: int, result: Any) -> None:
+        callback(result)
+        self.used -= slots
+        self._held -= connection == self._connection
+
+    def on_stop(self) -> None:
+        """Let running tasks end within the app's grace period, then cancel them: they hand their work back."""
+        grace = float(self.app.conf.get("shutdown_grace", 10.0))
+        asyncio.run_coroutine_threadsafe(self._drain(grace), self.loop).result()
+        self._report()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+
+    async def _drain(self, grace: float) -> None:
+        if self._running:
+            _log.info("%d tasks in flight; waiting up to %g s for them", len(self._running), grace)
+            await asyncio.wait(self._running, timeout=grace)
+        if left := set(self._running):
+            _log.info("handing %d tasks back", len(left))
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left)
+
+    on_terminate = on_stop
+
+    def _get_info(self) -> dict[str, Any]:
+        return super()._get_info() | {"slots-used": self.used}
+
+
+class FollowPrefetch(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Consumer step that hands the consumer's prefetch limit to the pool."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        """Run each time the consumer (re)connects."""
+        if isinstance(consumer.pool, AsyncioPool):
+            consumer.pool.follow(consumer.qos)

@@ -1,0 +1,125 @@
+"""How the end of a rollout is written down: the row for the archive and its summary. Pure functions.
+
+Whoever ends a rollout (the pipeline, the sweep for a worker that died, a cancel) writes it through here, so that rows look the
+same whatever ended them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gym_queue.ledger.base import Ended
+from gym_queue.records import (
+    Example,
+    FailedRow,
+    Record,
+    RolloutRow,
+    RunSpec,
+    Stage,
+    SucceededRow,
+    Summary,
+    Timings,
+    Trajectory,
+    Usage,
+    rollout_id,
+)
+
+if TYPE_CHECKING:
+    from gym_queue.records import Failure, Verdict
+
+_OURS = frozenset(SucceededRow.model_fields) | {
+    field.alias or name for name, field in FailedRow.model_fields.items()
+}
+
+
+class Draft(Record):
+    """A trajectory that waits for its verdict, with what its row will need: the payload between the two stages.
+
+    ``queued`` and ``generate`` are seconds, ``attempt`` is the generate attempt that made it.
+    """
+
+    attempt: int
+    trajectory: Trajectory
+    queued: float
+    generate: float
+
+
+class Place(Record):
+    """Which rollout is meant: its run, example and sample."""
+
+    spec: RunSpec
+    example: Example
+    example_index: int
+    sample_index: int
+
+
+def succeeded(place: Place, draft: Draft, verdict: Verdict, timings: Timings) -> Ended:
+    """End a rollout that was generated and verified."""
+    row = SucceededRow(
+        **_common(place, draft.attempt, timings, draft.trajectory),
+        state="succeeded",
+        reward=verdict.reward,
+        metrics=verdict.metrics,
+    )
+    return _ended(row, reward=verdict.reward, metrics=verdict.metrics, turns=draft.trajectory.turns)
+
+
+def failed(place: Place, failure: Failure, attempt: int, timings: Timings, draft: Draft | None = None) -> Ended:
+    """End a rollout as failed, with the class of the failure and, where there is one, its trajectory."""
+    row = FailedRow(
+        **_common(place, draft.attempt if draft else attempt, timings, draft.trajectory if draft else None),
+        state="failed",
+        failure_class=failure.failure_class,
+        stage=failure.stage,
+        error=failure.error,
+    )
+    turns = draft.trajectory.turns if draft else 0
+    return _ended(row, failure_class=failure.failure_class, turns=turns)
+
+
+def cancelled(place: Place, timings: Timings, reason: str) -> Ended:
+    """End a rollout as cancelled. It is in the failures file, without a class: nothing failed."""
+    row = FailedRow(
+        **_common(place, 0, timings, None),
+        state="cancelled",
+        failure_class=None,
+        stage=Stage.GENERATE,
+        error=reason,
+    )
+    return _ended(row)
+
+
+def _common(place: Place, attempt: int, timings: Timings, trajectory: Trajectory | None) -> dict[str, Any]:
+    """Return the fields that all rows share; fields of the input that we do not know come back beside them."""
+    spec, example = place.spec, place.example
+    extra = {f"input_{name}" if name in _OURS else name: value for name, value in example.extra.items()}
+    return extra | {
+        "run_id": spec.run_id,
+        "rollout_id": rollout_id(spec.run_id, place.example_index, place.sample_index),
+        "example_id": example.id,
+        "example_index": place.example_index,
+        "sample_index": place.sample_index,
+        "attempt": attempt,
+        "environment": example.environment,
+        "model": spec.model,
+        "messages": trajectory.messages if trajectory else (),
+        "trajectory": trajectory.tokens if trajectory else None,
+        "finish_reason": trajectory.finish_reason if trajectory else None,
+        "usage": trajectory.usage if trajectory else Usage(),
+        "timings": timings,
+    }
+
+
+def _ended(row: RolloutRow, **summary: Any) -> Ended:
+    return Ended(
+        summary=Summary(
+            example_index=row.example_index,
+            sample_index=row.sample_index,
+            attempt=row.attempt,
+            state=row.state,
+            usage=row.usage,
+            timings=row.timings,
+            **summary,
+        ),
+        row=row.model_dump_json(by_alias=True).encode(),
+    )
