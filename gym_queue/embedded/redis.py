@@ -90,13 +90,15 @@ def find_redis_server() -> str:
 class RedisServer:
     """One redis-server whose data lives in ``folder``; a second one in the same folder is refused.
 
-    Data already in the folder is loaded. The socket lies beside it, or in a temporary folder where that path
-    is too long for a socket; it stays the same when the process is spawned again, until ``stop``.
+    Data already in the folder is loaded, or deleted before the first start if ``fresh``. The socket lies
+    beside it, or in a temporary folder where that path is too long for a socket; it stays the same when the
+    process is spawned again, until ``stop``.
     """
 
-    def __init__(self, folder: Path, log: Path | None = None) -> None:
+    def __init__(self, folder: Path, log: Path | None = None, *, fresh: bool = False) -> None:
         self.folder = folder.absolute()
         self.log = log.absolute() if log else self.folder / "redis.log"
+        self.fresh = fresh
         self.process: subprocess.Popen[bytes] | None = None
         self._socket: Path | None = None
         self._lock: int | None = None
@@ -202,7 +204,16 @@ class RedisServer:
                 time.sleep(0.05)
             else:
                 self._lock = lock
+                self._clear()
                 return lock
+
+    def _clear(self) -> None:
+        """Delete earlier data, if so asked: with the lock in hand, so that no server is using it."""
+        for entry in self.folder.iterdir() if self.fresh else ():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name.startswith(("appendonly", "dump", "temp-")):
+                entry.unlink()
 
     def __enter__(self) -> Self:
         self.start()

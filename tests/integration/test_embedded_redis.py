@@ -62,6 +62,19 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
         assert client.get("word") == b"kept"
 
 
+def test_a_fresh_server_forgets_earlier_data_once(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server, Redis.from_url(server.url) as client:
+        client.set("word", "old")
+    with RedisServer(tmp_path, fresh=True) as server, Redis.from_url(server.url) as client:
+        assert client.get("word") is None
+        client.set("word", "new")
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        server.start()
+        assert client.get("word") == b"new", "a restart is not a fresh start"
+
+
 def test_what_was_written_is_there_after_kill_9_and_a_torn_end(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.start()
