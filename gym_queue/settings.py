@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import AliasChoices, Field
 from pydantic_settings import (
     BaseSettings,
@@ -89,3 +91,21 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources, strongest first: flags, environment, file."""
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+
+def variable(name: str) -> str:
+    """Return the environment variable that sets the field ``name``."""
+    alias = Settings.model_fields[name].validation_alias
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return f"{Settings.model_config['env_prefix']}{name.upper()}"
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the settings as environment variables, so that a child process reads the same ones."""
+    values = settings.model_dump(mode="json")
+    return {
+        variable(name): value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+        if value is not None
+    }
