@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from billiard.einfo import ExceptionInfo
 from celery import bootsteps
 from celery.concurrency.base import BasePool
-from kombu.serialization import loads
+from kombu.serialization import loads, prepare_accept_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.loop = asyncio.new_event_loop()
         self.used = 0
+        self._accept = prepare_accept_content(self.app.conf.accept_content)
         self._running: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run_loop, name="asyncio-pool", daemon=True)
         self._call_main: Callable[..., object] | None = None
@@ -88,7 +89,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         name, _task_id, _request, body, content_type, encoding = args
         task = self.app.tasks[getattr(name, "name", name)]
         if content_type:
-            arguments, keywords, _embed = loads(body, content_type, encoding, accept=self.app.conf.accept_content)
+            arguments, keywords, _embed = loads(body, content_type, encoding, accept=self._accept)
         else:
             arguments, keywords, _embed = body
         slots = task.slots(*arguments) if hasattr(task, "slots") else 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 from amqp.exceptions import ChannelError
 from kombu.exceptions import KombuError
 from kombu.utils.uuid import uuid
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gym_queue.settings import Settings
 
 QUEUES = {
-    name: Queue(name, routing_key=name)
+    name: Queue(name, Exchange(""), routing_key=name)
     for name in (names.ROLLOUT_QUEUE, names.VERIFY_QUEUE, names.MAINTENANCE_QUEUE)
 }
 
