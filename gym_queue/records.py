@@ -252,7 +252,39 @@ class RolloutRow(BaseModel):
     trajectory: Tokens | None
     finish_reason: str | None
     usage: Usage
+    turns: int = 0
     timings: Timings
+
+
+class SucceededRow(RolloutRow):
+    """One line of ``OUT.jsonl``. ``reward`` is ``None`` only where nothing was asked."""
+
+    state: Literal["succeeded"] = "succeeded"
+    reward: float | None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+
+
+class FailedRow(RolloutRow):
+    """One line of ``OUT.failures.jsonl``; in JSON ``failure_class`` is called ``class``.
+
+    Class, stage and error are ``None`` where the rollout was cancelled.
+    """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    state: Literal["failed", "cancelled"]
+    failure_class: FailureClass | None = Field(alias="class")
+    stage: Stage | None
+    error: str | None
+
+
+ROW_FIELDS = frozenset(
+    name
+    for row in (SucceededRow, FailedRow)
+    for key, field in row.model_fields.items()
+    for name in (key, field.alias or key)
+)
+"""Names that rows of both output files keep for themselves: an input field called so becomes ``input_<name>``."""
 
 
 class Summary(Record):
