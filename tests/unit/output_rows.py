@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import TYPE_CHECKING, Any, Literal
 
 from gym_queue.ledger.base import Event
 from gym_queue.records import (
@@ -16,6 +17,9 @@ from gym_queue.records import (
     Usage,
     rollout_id,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 State = Literal["succeeded", "failed", "cancelled"]
 
@@ -61,3 +65,11 @@ def ended(  # noqa: PLR0913
         known = {"class": failure_class, "stage": Stage.GENERATE, "error": "too slow"}
         row = FailedRow(**common, **(known if failed else dict.fromkeys(known)))
     return Event(position=f"{example}-{sample}", summary=summary, row=row.model_dump_json().encode())
+
+
+def places(path: Path) -> list[tuple[int, int]]:
+    """Return (example, sample) of each row, in file order; every line must be whole."""
+    content = path.read_bytes()
+    assert not content or content.endswith(b"\n")
+    rows = [json.loads(line) for line in content.splitlines()]
+    return [(row["example_index"], row["sample_index"]) for row in rows]
