@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from gym_queue.ledger.base import Ended
 from gym_queue.records import (
+    ROW_FIELDS,
     Example,
     FailedRow,
     Record,
     RolloutRow,
     RunSpec,
-    Stage,
     SucceededRow,
     Summary,
     Timings,
@@ -26,11 +26,6 @@ from gym_queue.records import (
 
 if TYPE_CHECKING:
     from gym_queue.records import Failure, Verdict
-
-_OURS = frozenset(SucceededRow.model_fields) | {
-    field.alias or name for name, field in FailedRow.model_fields.items()
-}
-
 
 class Draft(Record):
     """A trajectory that waits for its verdict, with what its row will need: the payload between the two stages.
@@ -61,7 +56,7 @@ def succeeded(place: Place, draft: Draft, verdict: Verdict, timings: Timings) ->
         reward=verdict.reward,
         metrics=verdict.metrics,
     )
-    return _ended(row, reward=verdict.reward, metrics=verdict.metrics, turns=draft.trajectory.turns)
+    return _ended(row, reward=verdict.reward, metrics=verdict.metrics)
 
 
 def failed(place: Place, failure: Failure, attempt: int, timings: Timings, draft: Draft | None = None) -> Ended:
@@ -73,8 +68,7 @@ def failed(place: Place, failure: Failure, attempt: int, timings: Timings, draft
         stage=failure.stage,
         error=failure.error,
     )
-    turns = draft.trajectory.turns if draft else 0
-    return _ended(row, failure_class=failure.failure_class, turns=turns)
+    return _ended(row, failure_class=failure.failure_class)
 
 
 def cancelled(place: Place, timings: Timings, reason: str) -> Ended:
@@ -83,7 +77,7 @@ def cancelled(place: Place, timings: Timings, reason: str) -> Ended:
         **_common(place, 0, timings, None),
         state="cancelled",
         failure_class=None,
-        stage=Stage.GENERATE,
+        stage=None,
         error=reason,
     )
     return _ended(row)
@@ -92,7 +86,7 @@ def cancelled(place: Place, timings: Timings, reason: str) -> Ended:
 def _common(place: Place, attempt: int, timings: Timings, trajectory: Trajectory | None) -> dict[str, Any]:
     """Return the fields that all rows share; fields of the input that we do not know come back beside them."""
     spec, example = place.spec, place.example
-    extra = {f"input_{name}" if name in _OURS else name: value for name, value in example.extra.items()}
+    extra = {f"input_{name}" if name in ROW_FIELDS else name: value for name, value in example.extra.items()}
     return extra | {
         "run_id": spec.run_id,
         "rollout_id": rollout_id(spec.run_id, place.example_index, place.sample_index),
@@ -106,6 +100,7 @@ def _common(place: Place, attempt: int, timings: Timings, trajectory: Trajectory
         "trajectory": trajectory.tokens if trajectory else None,
         "finish_reason": trajectory.finish_reason if trajectory else None,
         "usage": trajectory.usage if trajectory else Usage(),
+        "turns": trajectory.turns if trajectory else 0,
         "timings": timings,
     }
 
@@ -118,6 +113,7 @@ def _ended(row: RolloutRow, **summary: Any) -> Ended:
             attempt=row.attempt,
             state=row.state,
             usage=row.usage,
+            turns=row.turns,
             timings=row.timings,
             **summary,
         ),

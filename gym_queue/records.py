@@ -10,7 +10,7 @@ import hashlib
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 SCHEMA_VERSION = 1
 
@@ -211,11 +211,11 @@ class Trajectory(Record):
 class Verdict(Record):
     """What a verifier said. ``reward`` is ``None`` only where nothing was asked (a row without answer or verifier).
 
-    A verifier that cannot say raises; it never returns 0 for "could not tell".
+    A verifier that cannot say raises; it never returns 0 for "could not tell". Not-a-number and infinity are refused.
     """
 
-    reward: float | None
-    metrics: dict[str, float] = Field(default_factory=dict)
+    reward: FiniteFloat | None
+    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
 class Timings(Record):
@@ -236,7 +236,7 @@ class Timings(Record):
 class RolloutRow(BaseModel):
     """One line of ``OUT.jsonl`` (succeeded) or ``OUT.failures.jsonl`` (failed, cancelled: no ``reward``)."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="null", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="null")
 
     version: int = SCHEMA_VERSION
     run_id: str
@@ -252,22 +252,39 @@ class RolloutRow(BaseModel):
     trajectory: Tokens | None
     finish_reason: str | None
     usage: Usage
+    turns: int = 0
     timings: Timings
 
 
 class SucceededRow(RolloutRow):
-    """One line of ``OUT.jsonl``."""
+    """One line of ``OUT.jsonl``. ``reward`` is ``None`` only where nothing was asked."""
 
+    state: Literal["succeeded"] = "succeeded"
     reward: float | None
-    metrics: dict[str, float]
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class FailedRow(RolloutRow):
-    """One line of ``OUT.failures.jsonl``: no reward, because a failure is not one. Cancelled rollouts have no class."""
+    """One line of ``OUT.failures.jsonl``; in JSON ``failure_class`` is called ``class``.
 
+    Class, stage and error are ``None`` where the rollout was cancelled.
+    """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    state: Literal["failed", "cancelled"]
     failure_class: FailureClass | None = Field(alias="class")
-    stage: Stage
-    error: str
+    stage: Stage | None
+    error: str | None
+
+
+ROW_FIELDS = frozenset(
+    name
+    for row in (SucceededRow, FailedRow)
+    for key, field in row.model_fields.items()
+    for name in (key, field.alias or key)
+)
+"""Names that rows of both output files keep for themselves: an input field called so becomes ``input_<name>``."""
 
 
 class Summary(Record):

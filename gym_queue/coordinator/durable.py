@@ -1,0 +1,63 @@
+"""Files that survive a crash: atomic replacement, synced directories, errors in one clear sentence."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from gym_queue.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import BinaryIO
+
+
+@contextmanager
+def storage_errors(sentence: str) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into a ``StorageError``: ``sentence``, then the system's reason."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        msg = f"{sentence}: {error.strerror or error}{where}"
+        raise StorageError(msg) from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names created or replaced in ``directory`` durable (fsync of a file does not cover its name)."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacement(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of ``path`` when the block ends, durably and all at once.
+
+    Whatever fails, ``path`` is either the whole old file or the whole new one. A symbolic link stays a link:
+    its target is replaced.
+
+    Raises:
+        OSError: the new file could not be written; ``path`` is as it was.
+    """
+    target = path.resolve()
+    temporary = temporary_of(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        sync_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path) -> Path:
+    """Return where ``replacement`` writes; a process killed in the middle leaves this file behind."""
+    target = path.resolve()
+    return target.with_name(target.name + ".tmp")
