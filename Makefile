@@ -52,7 +52,7 @@ lint: install ## style, types, and who may import whom
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 bench: install ## the overhead of the road against a plain Celery group
 	$(BIN)/python benchmarks/overhead.py
