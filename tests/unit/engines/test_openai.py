@@ -1,0 +1,443 @@
+"""The HTTP engine against a real server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from gym_queue.engines import openai
+from gym_queue.engines.openai import OpenAIEngine
+from gym_queue.errors import EngineSetupError, EngineUnavailableError, ModelError
+from gym_queue.records import Sampling, Usage
+from gym_queue.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+SETTINGS = Settings(api_key="sk-secret", http_client_timeout=20.0)
+ASK = ({"role": "user", "content": "2+2"},)
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "4", "tool_calls": [], "refusal": None},
+        "finish_reason": "stop",
+        **changes.pop("choice", {}),
+    }
+    return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 1}, **changes}
+
+
+def ok(**changes: Any) -> web.Response:
+    return web.json_response(answer(**changes))
+
+
+class Endpoint:
+    """A scripted endpoint: answers chat completions with ``script`` in turn, the last one for ever."""
+
+    def __init__(self) -> None:
+        self.script: list[Callable[[web.Request], Awaitable[web.StreamResponse]] | web.Response] = []
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[str | None] = []
+        self.models = 0
+        self.base = ""
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(await request.json())
+        self.headers.append(request.headers.get("Authorization"))
+        step = self.script[min(len(self.requests), len(self.script)) - 1]
+        if isinstance(step, web.Response):
+            return web.Response(body=step.body, status=step.status, headers=step.headers)
+        return await step(request)
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        del request
+        self.models += 1
+        return web.json_response({"data": [{"id": "served"}, {"id": "other"}]})
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    scripted = Endpoint()
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", scripted.chat)
+    app.router.add_get("/v1/models", scripted.list_models)
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
+    scripted.base = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    yield scripted
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def slept() -> list[float]:
+    """What the engine waited between tries; it does not really wait."""
+    return []
+
+
+@pytest.fixture
+async def engine(endpoint: Endpoint, slept: list[float]) -> AsyncIterator[OpenAIEngine]:
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    made = OpenAIEngine(f"{endpoint.base}?model=m", SETTINGS, sleep=sleep)
+    yield made
+    await made.close()
+
+
+async def ask(engine: OpenAIEngine, **changes: Any) -> Any:
+    return await engine.generate(ASK, **{"sampling": Sampling(), "seed": 5, **changes})
+
+
+async def test_sends_what_was_asked_and_reads_the_answer(engine: OpenAIEngine, endpoint: Endpoint) -> None:
+    endpoint.script = [ok()]
+    completion = await ask(engine, sampling=Sampling(temperature=0.5, top_p=0.9, max_tokens=7))
+    assert endpoint.requests == [
+        {
+            "model": "m",
+            "messages": list(ASK),
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "max_tokens": 7,
+            "seed": 5,
+            "logprobs": True,
+            "return_token_ids": True,
+        }
+    ]
+    assert endpoint.headers == ["Bearer sk-secret"]
+    assert completion.message == {"role": "assistant", "content": "4"}
+    assert completion.finish_reason == "stop"
+    assert completion.usage == Usage(prompt_tokens=3, completion_tokens=1)
+    assert (completion.token_ids, completion.logprobs) == (None, None)
+
+
+@pytest.mark.parametrize("place", ["answer", "choice"])
+async def test_token_ids_and_logprobs(engine: OpenAIEngine, endpoint: Endpoint, place: str) -> None:
+    """vLLM puts ``prompt_token_ids`` beside the choices, SGLang into the choice."""
+    prompt = {"prompt_token_ids": [1, 2]}
+    choice = {
+        "token_ids": [3, 4],
+        "logprobs": {"content": [{"token": "4", "logprob": -0.5}, {"token": "", "logprob": -0.25}]},
+        **(prompt if place == "choice" else {}),
+    }
+    endpoint.script = [ok(choice=choice, **(prompt if place == "answer" else {}))]
+    completion = await ask(engine)
+    assert completion.prompt_token_ids == (1, 2)
+    assert completion.token_ids == (3, 4)
+    assert completion.logprobs == (-0.5, -0.25)
+
+
+async def test_logprobs_that_do_not_pair_with_ids_are_left_out(
+    engine: OpenAIEngine, endpoint: Endpoint
+) -> None:
+    choice = {"token_ids": [3, 4], "logprobs": {"content": [{"token": "4", "logprob": -0.5}]}}
+    endpoint.script = [ok(choice=choice)]
+    completion = await ask(engine)
+    assert completion.token_ids == (3, 4)
+    assert completion.logprobs is None
+
+
+async def test_tools_go_out_and_calls_come_back(engine: OpenAIEngine, endpoint: Endpoint) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    endpoint.script = [ok(choice={"message": message, "finish_reason": "stop"}), ok()]
+    completion = await ask(engine, tools=[TOOL])
+    assert endpoint.requests[0]["tools"] == [TOOL]
+    assert completion.message == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert completion.finish_reason == "tool_calls"
+    result = {"role": "tool", "tool_call_id": "c1", "content": "4"}
+    await engine.generate((*ASK, completion.message, result), sampling=Sampling(), seed=None)
+    assert endpoint.requests[1]["messages"][1:] == [completion.message, result]
+    assert "seed" not in endpoint.requests[1]
+    assert "tools" not in endpoint.requests[1]
+
+
+async def test_the_first_served_model_is_asked_for_once(endpoint: Endpoint) -> None:
+    endpoint.script = [ok()]
+    engine = OpenAIEngine(endpoint.base + "/", SETTINGS)
+    await asyncio.gather(*(ask(engine) for _ in range(5)))
+    await engine.close()
+    assert endpoint.models == 1
+    assert {request["model"] for request in endpoint.requests} == {"served"}
+
+
+@pytest.mark.parametrize("suffix", ["?model=Qwen/Qwen3-8B", "#Qwen/Qwen3-8B", "/?model=Qwen%2FQwen3-8B"])
+async def test_the_name_may_stand_behind_the_address(endpoint: Endpoint, suffix: str) -> None:
+    endpoint.script = [ok()]
+    engine = OpenAIEngine(endpoint.base + suffix, SETTINGS)
+    await ask(engine)
+    await engine.close()
+    assert endpoint.requests[0]["model"] == "Qwen/Qwen3-8B"
+    assert endpoint.models == 0
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+async def test_what_may_pass_is_tried_again(
+    engine: OpenAIEngine, endpoint: Endpoint, slept: list[float], status: int
+) -> None:
+    endpoint.script = [web.Response(status=status), web.Response(status=status), ok()]
+    completion = await ask(engine)
+    assert completion.message["content"] == "4"
+    assert len(endpoint.requests) == 3
+    assert len(slept) == 2
+    assert 0 <= slept[0] <= 0.5
+    assert 0 <= slept[1] <= 1.0
+
+
+async def test_a_dropped_connection_is_tried_again(engine: OpenAIEngine, endpoint: Endpoint) -> None:
+    async def drop(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    endpoint.script = [drop, ok()]
+    await ask(engine)
+    assert len(endpoint.requests) == 2
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_honoured(
+    engine: OpenAIEngine, endpoint: Endpoint, slept: list[float], status: int
+) -> None:
+    endpoint.script = [web.Response(status=status, headers={"Retry-After": "7"}), ok()]
+    await ask(engine)
+    assert len(slept) == 1
+    assert 7.0 <= slept[0] <= 7.5
+
+
+def test_retry_after_may_be_a_date() -> None:
+    assert openai._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert openai._retry_after("Wed, 21 Oct 2195 07:28:00 GMT") > 1e9
+    assert openai._retry_after("soon") == 0.0
+    assert openai._retry_after("") == 0.0
+
+
+async def test_a_wait_longer_than_our_patience_is_not_begun(
+    engine: OpenAIEngine, endpoint: Endpoint, slept: list[float]
+) -> None:
+    endpoint.script = [web.Response(status=429, headers={"Retry-After": "3600"})]
+    with pytest.raises(EngineUnavailableError, match="answered 429"):
+        await ask(engine)
+    assert slept == []
+
+
+async def test_an_endpoint_down_for_good_ends_as_unavailable(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "PATIENCE", 0.05)
+    engine = OpenAIEngine("http://127.0.0.1:9/v1?model=m", SETTINGS)
+    with pytest.raises(EngineUnavailableError, match=r"cannot be reached \(Connection refused\)"):
+        await ask(engine)
+    await engine.close()
+    endpoint.script = [web.Response(status=500, text="out of memory")]
+    engine = OpenAIEngine(f"{endpoint.base}?model=m", SETTINGS)
+    with pytest.raises(EngineUnavailableError, match="answered 500: out of memory"):
+        await ask(engine)
+    await engine.close()
+
+
+async def test_an_answer_that_takes_too_long_is_left_to_the_ledger(endpoint: Endpoint) -> None:
+    async def hang(request: web.Request) -> web.StreamResponse:
+        del request
+        await asyncio.Event().wait()
+        return web.Response()
+
+    endpoint.script = [hang]
+    engine = OpenAIEngine(f"{endpoint.base}?model=m", Settings(http_client_timeout=0.05))
+    with pytest.raises(EngineUnavailableError, match=r"did not answer within 0.05 s"):
+        await ask(engine)
+    await engine.close()
+    assert len(endpoint.requests) == 1
+
+
+async def test_a_refused_request_is_never_tried_again(
+    engine: OpenAIEngine, endpoint: Endpoint, slept: list[float]
+) -> None:
+    long = "context length\n exceeded " * 100
+    endpoint.script = [ok(), web.json_response({"error": {"message": long}}, status=400)]
+    await ask(engine)
+    with pytest.raises(ModelError, match="answered 400: context length exceeded context") as caught:
+        await ask(engine)
+    assert len(endpoint.requests) == 2
+    assert slept == []
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "hint"),
+    [
+        (401, EngineSetupError, "GYM_QUEUE_API_KEY"),
+        (404, EngineSetupError, "/v1"),
+        (413, ModelError, "413"),
+    ],
+)
+async def test_other_client_errors_keep_their_meaning(
+    engine: OpenAIEngine, endpoint: Endpoint, status: int, error: type[Exception], hint: str
+) -> None:
+    endpoint.script = [web.json_response({"message": "no: sk-secret"}, status=status)]
+    with pytest.raises(error, match=hint) as caught:
+        await ask(engine)
+    assert "sk-secret" not in str(caught.value)
+    assert "no: ***" in str(caught.value)
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("unwanted", [["return_token_ids"], ["return_token_ids", "logprobs"]])
+async def test_optional_fields_are_given_up_once_and_remembered(
+    engine: OpenAIEngine, endpoint: Endpoint, unwanted: list[str]
+) -> None:
+    async def strict(request: web.Request) -> web.StreamResponse:
+        extra = [name for name in unwanted if name in await request.json()]
+        return web.json_response({"detail": f"unknown {extra}"}, status=422) if extra else ok()
+
+    endpoint.script = [strict]
+    await ask(engine)
+    first = len(endpoint.requests)
+    await ask(engine)
+    assert first == 1 + len(unwanted)
+    assert len(endpoint.requests) == first + 1
+    assert ("logprobs" in endpoint.requests[-1]) == ("logprobs" not in unwanted)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"<html>login</html>",
+        b"[]",
+        b'{"choices": []}',
+        b'{"choices": [{"message": "4"}]}',
+        b'{"choices": [{"message": {"content": "4"}, "token_ids": ["four"]}]}',
+    ],
+)
+async def test_malformed_answers_are_the_models_failure(
+    engine: OpenAIEngine, endpoint: Endpoint, raw: bytes
+) -> None:
+    endpoint.script = [web.Response(body=raw)]
+    with pytest.raises(ModelError, match=r"not JSON|not a chat completion"):
+        await ask(engine)
+    assert len(endpoint.requests) == 1
+
+
+async def test_a_dropped_generation_is_worth_another_attempt(
+    engine: OpenAIEngine, endpoint: Endpoint
+) -> None:
+    endpoint.script = [ok(choice={"finish_reason": "abort"})]
+    with pytest.raises(EngineUnavailableError, match="aborted"):
+        await ask(engine)
+
+
+async def test_cancelling_a_call_closes_its_request(engine: OpenAIEngine, endpoint: Endpoint) -> None:
+    started, dropped = asyncio.Event(), asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        del request
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            dropped.set()
+            raise
+        return web.Response()
+
+    endpoint.script = [hang]
+    call = asyncio.create_task(ask(engine))
+    await started.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    async with asyncio.timeout(10):
+        await dropped.wait()
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+async def test_thousands_of_waiting_requests_do_not_slow_each_other_down(endpoint: Endpoint) -> None:
+    """CPU time per request, client and server, at 4,096 waiting at once against 256: not quadratic.
+
+    The garbage collector is off, because its cost grows with everything that lives in this process.
+    """
+
+    async def cost(count: int) -> float:
+        waiting, all_there, go = 0, asyncio.Event(), asyncio.Event()
+
+        async def hold(request: web.Request) -> web.StreamResponse:
+            nonlocal waiting
+            del request
+            waiting += 1
+            if waiting == count:
+                all_there.set()
+            await go.wait()
+            return ok()
+
+        endpoint.script = [hold]
+        engine = OpenAIEngine(f"{endpoint.base}?model=m", SETTINGS)
+        begin = time.process_time()
+        calls = [asyncio.create_task(ask(engine)) for _ in range(count)]
+        await all_there.wait()
+        go.set()
+        await asyncio.gather(*calls)
+        spent = time.process_time() - begin
+        await engine.close()
+        return spent / count
+
+    await cost(64)  # the first request pays for imports and the session
+    few = min([await cost(256) for _ in range(3)])
+    many = await cost(4096)
+    assert many < 2 * few
+
+
+def test_check_names_what_is_wrong(unused_tcp_port: int) -> None:
+    with pytest.raises(EngineUnavailableError, match="Connection refused"):
+        openai.check(f"http://127.0.0.1:{unused_tcp_port}/v1", SETTINGS)
+    with pytest.raises(EngineUnavailableError, match="cannot be reached"):
+        openai.check("http://no-such-host.invalid/v1", SETTINGS)
+    for model in ("http://", "http://h:99999/v1", "http://h/v1?name=x", "http://h/v1?x"):
+        with pytest.raises(EngineSetupError, match="is not understood"):
+            openai.check(model, SETTINGS)
+    with pytest.raises(EngineSetupError, match="must not carry a password") as caught:
+        openai.check("http://me:hunter2@h/v1", SETTINGS)
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_check_accepts_a_live_endpoint_and_explains_refusals(endpoint: Endpoint) -> None:
+    await asyncio.to_thread(openai.check, endpoint.base, SETTINGS)
+    with pytest.raises(EngineSetupError, match="end in /v1"):
+        await asyncio.to_thread(openai.check, endpoint.base.removesuffix("/v1"), SETTINGS)
+
+
+async def test_an_endpoint_that_names_no_model_says_so() -> None:
+    async def nothing(request: web.Request) -> web.Response:
+        del request
+        return web.Response(text=json.dumps({"data": []}))
+
+    app = web.Application()
+    app.router.add_get("/v1/models", nothing)
+    async with TestServer(app) as server:
+        model = f"http://127.0.0.1:{server.port}/v1"
+        with pytest.raises(EngineSetupError, match="names no model"):
+            await asyncio.to_thread(openai.check, model, SETTINGS)
+
+
+def test_an_engine_may_be_made_where_no_loop_runs() -> None:
+    """A Celery worker makes it at its start, and may throw it away unused."""
+    engine = openai.create("http://h/v1", SETTINGS)
+    assert engine._session is None
+    asyncio.run(engine.close())
