@@ -5,9 +5,13 @@ The docstring of a class is its message where the raiser has nothing more precis
 
 from __future__ import annotations
 
-from typing import ClassVar
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, ClassVar
 
 from gym_queue.records import FailureClass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class GymQueueError(Exception):
@@ -100,3 +104,17 @@ class InvalidExampleError(GymQueueError):
     """The example lacks what its environment or verifier needs."""
 
     failure_class = FailureClass.INVALID
+
+
+def unknown_name(name: str, known: Iterable[str], *, kind: str) -> UsageError:
+    """Return the error for a name that nobody knows; it shows the near ones, or all where none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    few = 10
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif 0 < len(names) <= few:
+        hint = f"there are: {', '.join(names)}"
+    else:
+        hint = f"none of the {len(names)} known ones is near" if names else "there are none"
+    return UsageError(f"there is no {kind} {name!r}; {hint}")
