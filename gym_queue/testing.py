@@ -23,7 +23,10 @@ def wait_until(predicate: Callable[[], object], timeout: float = 10.0, *, what: 
 
 
 async def async_wait_until(
-    predicate: Callable[[], object | Awaitable[object]], timeout: float = 10.0, *, what: str = ""
+    predicate: Callable[[], object | Awaitable[object]],
+    timeout: float = 10.0,  # noqa: ASYNC109 - it polls; there is nothing to cancel
+    *,
+    what: str = "",
 ) -> None:
     """Like ``wait_until``, leaving the event loop free; the predicate may be a coroutine function."""
     deadline = time.monotonic() + timeout

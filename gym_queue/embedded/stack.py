@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ _CHANCES_WHEN_READY = 10
 """A rollout that kills its worker is tried again before it is failed: that must not take the stack down."""
 
 _LONGEST_BACKOFF = 30.0
+_WITHOUT_LEASE = frozenset({"redis", "beat"})
 
 
 class Part(Protocol):
@@ -109,13 +109,6 @@ class EmbeddedStack:
         self._suffix = ""
         self._ready = False
 
-    @property
-    def nodes(self) -> set[str]:
-        """Names of the workers as Celery and their leases show them."""
-        host = socket.gethostname()
-        names = [f"gpu{number}" for number in range(1, self.workers + 1)] + ["cpu"] * bool(self.verifiers)
-        return {f"{name}{self._suffix}@{host}" for name in names}
-
     async def __aenter__(self) -> Self:
         try:
             await self._start()
@@ -154,43 +147,61 @@ class EmbeddedStack:
         part.spawn()
         self._records[name] = _Record()
 
-    async def wait_ready(self, ready: Callable[[], Awaitable[set[str]]], timeout: float = 120.0) -> None:
-        """Wait until ``ready()``, the names of workers that hold a lease, has all of ``nodes``.
+    async def wait_ready(
+        self,
+        ready: Callable[[], Awaitable[set[int]]],
+        timeout: float = 120.0,  # noqa: ASYNC109 - the error has to say whom it waited for
+    ) -> None:
+        """Wait until ``ready()``, the ids of this machine's processes that hold a lease, has all workers.
 
         Raises:
             StackError: some were missing after ``timeout`` seconds. (``supervise`` tells of the dead.)
         """
         deadline = time.monotonic() + timeout
-        while missing := self.nodes - await ready():
+        while missing := self._without_lease(await ready()):
             if time.monotonic() > deadline:
-                name = min(missing)
-                words = last_words(self.parts[name.split("@")[0].removesuffix(self._suffix)].log)
+                name = missing[0]
+                words = last_words(self.parts[name].log)
                 msg = f"worker {name} was not ready in {timeout:g} s; its last words: {words}"
                 raise StackError(msg)
             await asyncio.sleep(_WATCH_INTERVAL)
         self._ready = True
 
-    async def supervise(self) -> None:
+    def _without_lease(self, pids: set[int]) -> list[str]:
+        return [
+            name
+            for name, part in self.parts.items()
+            if name not in _WITHOUT_LEASE and (part.process is None or part.process.pid not in pids)
+        ]
+
+    async def supervise(self, buried: Callable[[str, int], Awaitable[None]] | None = None) -> None:
         """Start what died again, each time a little later, until cancelled.
+
+        ``buried`` is told the name and the id of each process that died, so that its work can be given back
+        at once: nobody else knows it to be dead before its lease has run out.
 
         Raises:
             StackError: a part keeps dying; the sentence has its last words.
         """
         while True:
             for name, part in self.parts.items():
-                self._look_after(name, part, self._records[name])
+                pid = self._look_after(name, part, self._records[name])
+                if pid is not None and buried is not None:
+                    await buried(name, pid)
             await asyncio.sleep(_WATCH_INTERVAL)
 
-    def _look_after(self, name: str, part: Part, record: _Record) -> None:
+    def _look_after(self, name: str, part: Part, record: _Record) -> int | None:
+        """Start a part that is due, or note one that died and return the id it had."""
         now = time.monotonic()
         if record.due is not None:
             if now >= record.due:
                 part.spawn()
                 record.started, record.due = now, None
-            return
-        status = part.process.poll() if part.process else None
-        if status is None:
-            return
+            return None
+        process = part.process
+        status = process.poll() if process else None
+        if process is None or status is None:
+            return None
         record.short_lives = record.short_lives + 1 if now - record.started < _SHORT_LIFE else 1
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         chances = _CHANCES_WHEN_READY if self._ready else _CHANCES_BEFORE_READY
@@ -201,6 +212,7 @@ class EmbeddedStack:
         delay = min(_LONGEST_BACKOFF, 0.5 * 2.0 ** (record.short_lives - 1))
         record.due = now + delay
         _log.warning("%s %s; it starts again in %g s (log: %s)", name, how, delay, part.log)
+        return process.pid
 
     async def stop(self, grace: float) -> None:
         """End all parts: TERM, up to ``grace`` seconds for workers to finish, KILL. Redis goes last."""

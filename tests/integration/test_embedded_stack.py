@@ -66,9 +66,8 @@ class Pids:
     def read(self) -> dict[str, int]:
         return {str(name): int(pid) for name, pid in self.client.hgetall("pids").items()}
 
-    async def ready(self) -> set[str]:
-        host = os.uname().nodename
-        return {f"{name}@{host}" for name in self.read()}
+    async def ready(self) -> set[int]:
+        return set(self.read().values())
 
 
 @pytest.fixture
@@ -112,7 +111,12 @@ async def test_what_dies_starts_again(
 ) -> None:
     play(monkeypatch, {"gpu1": worker("gpu1")})
     async with EmbeddedStack(Settings(), tmp_path, workers=1, verifiers=0) as stack:
-        supervision = asyncio.create_task(stack.supervise())
+        graves: list[tuple[str, int]] = []
+
+        async def bury(name: str, pid: int) -> None:
+            graves.append((name, pid))
+
+        supervision = asyncio.create_task(stack.supervise(bury))
         pids = Pids(stack.settings.redis_url)
         await stack.wait_ready(pids.ready)
         first = pids.read()["gpu1"]
@@ -124,6 +128,7 @@ async def test_what_dies_starts_again(
             redis.kill()
             await async_wait_until(lambda: stack.parts["redis"].process is not redis, what="a new Redis")
             await asyncio.to_thread(stack._redis.wait_ready)  # type: ignore[union-attr]
+        assert graves == [("gpu1", first), ("redis", redis.pid)]
         assert "gpu1 was killed by SIGKILL; it starts again in 0.5 s" in caplog.text
         assert pids.read()["gpu1"] != first, "Redis has its records back"
         pids.client.close()
@@ -151,15 +156,15 @@ async def test_a_worker_that_never_gets_ready_is_named(
 ) -> None:
     play(monkeypatch, {"gpu1": worker("someone")})
 
-    async def someone_else() -> set[str]:
-        return {"gpu1@elsewhere"}
+    async def someone_else() -> set[int]:
+        return {os.getpid()}
 
     async with EmbeddedStack(Settings(), tmp_path, workers=1, verifiers=0) as stack:
         await async_wait_until(
             lambda: "up" in stack.parts["gpu1"].log.read_text(), what="the worker's last words"
         )
         with pytest.raises(
-            StackError, match=r"worker gpu1@\S+ was not ready in 0 s; its last words: someone is up"
+            StackError, match=r"worker gpu1 was not ready in 0 s; its last words: someone is up"
         ):
             await stack.wait_ready(someone_else, timeout=0.0)
 
@@ -194,8 +199,7 @@ async def test_what_ignores_term_is_killed_with_its_children(
 async def test_a_redis_of_the_users_is_used_and_left_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_redis: RedisServer
 ) -> None:
-    name = f"gpu1-{os.getpid()}"
-    play(monkeypatch, {"gpu1": worker(name)})
+    play(monkeypatch, {"gpu1": worker("gpu1")})
     async with EmbeddedStack(Settings(), tmp_path, workers=1, verifiers=0) as stack:
         assert "redis" not in stack.parts
         pids = Pids(shared_redis.url)
@@ -243,7 +247,7 @@ PARENT = textwrap.dedent(
         async with EmbeddedStack(Settings(), Path(sys.argv[1]), workers=1, verifiers=2) as stack:
             async def ready():
                 with Redis.from_url(stack.settings.redis_url) as client:
-                    return {name.decode() for name in client.hgetall("pids")}
+                    return {int(pid) for pid in client.hvals("pids")}
             await stack.wait_ready(ready)
             with Redis.from_url(stack.settings.redis_url) as client:
                 children = [pid.decode() for pid in client.hvals("pids") + client.lrange("prefork", 0, -1)]
