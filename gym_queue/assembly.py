@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gym_queue.errors import EngineSetupError, UsageError
 
 if TYPE_CHECKING:
+    from gym_queue.celery_app import CeleryBroker
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
     from gym_queue.ledger.base import Ledger
@@ -33,6 +34,13 @@ def make_ledger(settings: Settings) -> Ledger:
     from gym_queue.ledger.redis import RedisLedger  # noqa: PLC0415
 
     return RedisLedger(settings.redis_url)
+
+
+def make_broker(settings: Settings) -> CeleryBroker:
+    """Return a way to send tickets to the workers."""
+    from gym_queue.celery_app import CeleryBroker, make_app  # noqa: PLC0415
+
+    return CeleryBroker(make_app("gym_queue", settings))
 
 
 def make_engine(model: str, settings: Settings) -> Engine:

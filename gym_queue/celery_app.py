@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from gym_queue.records import Stage, Ticket
     from gym_queue.settings import Settings
 
+_EXCHANGE = Exchange("gym_queue", type="direct")
 QUEUES = {
-    name: Queue(name, Exchange(""), routing_key=name)
+    name: Queue(name, _EXCHANGE, routing_key=name)
     for name in (names.ROLLOUT_QUEUE, names.VERIFY_QUEUE, names.MAINTENANCE_QUEUE)
 }
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
     from gym_queue.ledger.base import Claim, ClaimedSample, Ledger
-    from gym_queue.records import RunSpec, Ticket
+    from gym_queue.records import RunSpec, RunStatus, Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Pipeline:
         self._engine = engine
         self._environment = environment
         self._worker = worker
-        self._specs: dict[str, RunSpec] = {}
+        self._specs: dict[str, asyncio.Future[RunStatus | None]] = {}
 
     async def generate(self, ticket: Ticket) -> None:
         """Generate the ticket's samples, side by side, and commit each as it ends."""
@@ -96,14 +96,15 @@ class Pipeline:
             await asyncio.gather(*rollouts)
 
     async def _spec(self, run_id: str) -> RunSpec | None:
-        """Return a run's spec, which never changes: asked for once."""
-        spec = self._specs.get(run_id)
-        if spec is None:
-            status = await self._ledger.run(run_id)
-            if status is None:
-                return None
-            spec = self._specs[run_id] = status.spec
-        return spec
+        """Return a run's spec, which never changes: asked for once, however many want it."""
+        if run_id not in self._specs:
+            self._specs[run_id] = asyncio.ensure_future(self._ledger.run(run_id))
+        try:
+            status = await asyncio.shield(self._specs[run_id])
+        except LedgerError:
+            self._specs.pop(run_id, None)
+            raise
+        return status.spec if status else None
 
     @staticmethod
     def _lease(spec: RunSpec, stage: Stage) -> float:

@@ -106,7 +106,11 @@ class RunSpec(Record):
 
 
 class RunState(StrEnum):
-    """Where a run stands. ``paused`` refuses claims and keeps everything; ``cancelled`` and ``ended`` are final."""
+    """Where a run stands.
+
+    ``paused`` starts nothing new: what was generated may still be verified, what waits goes on waiting. ``cancelled`` and
+    ``ended`` are final.
+    """
 
     OPEN = "open"
     PAUSED = "paused"

@@ -179,6 +179,16 @@ class Metrics:
         powers = {2**exponent for exponent in range(samples.bit_length())}
         self._examples = _Examples(samples, passed={k: _Mean() for k in sorted(powers | {samples})})
 
+    def counts(self, accepted: int | None = None) -> RolloutCounts:
+        """Return the ended rollouts so far, by state."""
+        return RolloutCounts(
+            accepted=accepted,
+            ended=self._states.total(),
+            succeeded=self._states["succeeded"],
+            failed=self._states["failed"],
+            cancelled=self._states["cancelled"],
+        )
+
     @property
     def mean_reward(self) -> float | None:
         """Mean reward so far (cheap, for a progress bar)."""
@@ -232,13 +242,7 @@ class Metrics:
             examples.add(group)
         mean_offset = self._reward.mean - (self._first_reward or 0.0)
         return RunMetrics(
-            rollouts=RolloutCounts(
-                accepted=accepted,
-                ended=self._states.total(),
-                succeeded=self._states["succeeded"],
-                failed=self._states["failed"],
-                cancelled=self._states["cancelled"],
-            ),
+            rollouts=self.counts(accepted),
             examples=ExampleCounts(
                 seen=examples.ended + len(self._open), ended=examples.ended, scored=examples.scored
             ),

@@ -143,7 +143,7 @@ class Ledger(Protocol):
     async def claim(self, ticket: Ticket, worker: str, lease: float) -> Claim | None:
         """Take ownership of the ticket's samples that are still wanted, for ``lease`` seconds.
 
-        Wanted: the run is open, the sample waits in the ticket's stage, and the ticket's attempt is its newest.
+        Wanted: the run is open (or paused, and this is not its first stage), the sample waits in the ticket's stage, and the ticket's attempt is its newest.
         ``None`` when no sample is granted: acknowledge the ticket and forget it.
         """
         ...

@@ -143,10 +143,10 @@ class MemoryLedger:
     async def claim(self, ticket: Ticket, worker: str, lease: float) -> Claim | None:
         """See ``Ledger.claim``."""
         run = self._runs.get(ticket.run_id)
-        if run and run.status.state is RunState.PAUSED:
+        if run and run.status.state is RunState.PAUSED and ticket.stage is Stage.GENERATE:
             return None
         self._waiting.pop(ticket, None)
-        if run is None or run.status.state is not RunState.OPEN:
+        if run is None or run.status.state in _FINAL:
             return None
         group = run.groups.get(ticket.example_index)
         now = self._clock()

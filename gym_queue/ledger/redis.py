@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 _COUNTERS = ("cursor", "accepted", "succeeded", "failed", "cancelled", "archived", "retried", "refused")
 
 
+_CONNECTIONS = 16
+"""Enough for readers that wait beside writers; callers past that queue up for a connection."""
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turn the driver's errors into ours, at the edge."""
@@ -78,9 +82,10 @@ class RedisLedger:
 
     def __init__(self, url: str) -> None:
         retry = ConnectionRetry(ExponentialWithJitterBackoff(base=0.05, cap=2.0), retries=10)
-        self._client: aioredis.Redis = aioredis.from_url(
-            url, retry=retry, retry_on_error=[RedisConnectionError], health_check_interval=30
+        pool = aioredis.BlockingConnectionPool.from_url(
+            url, max_connections=_CONNECTIONS, timeout=None, retry=retry, retry_on_error=[RedisConnectionError]
         )
+        self._client: aioredis.Redis = aioredis.Redis.from_pool(pool)
         self._scripts = Scripts(self._client)
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:

@@ -180,7 +180,7 @@ async def test_a_group_may_ask_for_some_samples_only(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("state", [RunState.PAUSED, RunState.CANCELLED])
-async def test_a_run_that_is_not_open_gives_nothing_out(ledger: Ledger, state: RunState) -> None:
+async def test_a_run_that_is_not_open_starts_nothing(ledger: Ledger, state: RunState) -> None:
     (ticket,) = await submit(ledger)
     assert await ledger.set_run_state(RUN, state)
     assert await ledger.claim(ticket, "a", 60) is None

@@ -8,11 +8,11 @@
 -- Returns nil if nothing is granted, else {now, example, accepted at, {sample, queued at, failures, payload or ''}, ...}.
 -- The nonce lets a call whose answer was lost be repeated: what it was granted, it is granted again.
 local state = redis.call('HGET', KEYS[1], 'state')
-if state == 'paused' then
+if state == 'paused' and ARGV[1] == 'queued' then
   return nil
 end
 redis.call('ZREM', KEYS[3], ARGV[7])
-if state ~= 'open' then
+if state ~= 'open' and state ~= 'paused' then
   return nil
 end
 local time = redis.call('TIME')

@@ -1,0 +1,59 @@
+"""Reads ended rollouts in batches, archives them durably, counts them, and only then lets the ledger drop them."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gym_queue.coordinator.patience import patiently
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gym_queue.coordinator.archive import Archive
+    from gym_queue.coordinator.metrics import Metrics
+    from gym_queue.ledger.base import Ledger
+
+_LARGEST_BATCH = 1000
+_WAIT = 1.0
+
+
+class Aggregator:
+    """Aggregates one run, until the archive holds ``total`` rollouts.
+
+    A crash between archive and acknowledgement brings the batch back; the archive knows what it holds and writes it once.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        run_id: str,
+        archive: Archive,
+        metrics: Metrics,
+        total: int,
+        on_batch: Callable[[], None],
+    ) -> None:
+        self._ledger = ledger
+        self._run_id = run_id
+        self._archive = archive
+        self._metrics = metrics
+        self._total = total
+        self._on_batch = on_batch
+        self.acknowledged = 0
+
+    async def run(self) -> None:
+        """Aggregate to the end. Raises ``StorageError`` if the archive cannot be written; nothing is acknowledged then."""
+        while self._archive.count < self._total:
+            await self.step(_WAIT)
+
+    async def step(self, wait: float) -> int:
+        """Aggregate one batch, waiting up to ``wait`` seconds for one. Returns its size."""
+        events = await patiently(partial(self._ledger.events, self._run_id, "", _LARGEST_BATCH, wait))
+        if not events:
+            return 0
+        for event in await asyncio.to_thread(self._archive.append, events):
+            self._metrics.add(event.summary)
+        self.acknowledged += await patiently(partial(self._ledger.acknowledge, self._run_id, events[-1].position))
+        self._on_batch()
+        return len(events)
