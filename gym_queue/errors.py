@@ -59,7 +59,7 @@ class StackError(GymQueueError):
 
 
 class ModelError(GymQueueError):
-    """The model's answer cannot be used (wrong request, refused, malformed): the same request would fail again."""
+    """The model's answer cannot be used (wrong, refused, malformed): the same request would fail again."""
 
     failure_class = FailureClass.MODEL
 

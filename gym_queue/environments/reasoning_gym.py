@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import typing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ draw from the global generator (list_functions). Found by comparing up to 500 it
 of PYTHONHASHSEED."""
 
 _GIVEN_ELSEWHERE = frozenset({"seed", "size"})
+_BUILDER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reasoning_gym")
 _BUILDING = threading.Lock()  # pool_matrix and list_functions draw from the process's global generators
 
 
@@ -149,7 +151,7 @@ class ReasoningGymEnvironment(Environment):
 
     async def reset(self, example: Example, session: dict[str, Any]) -> Observation:
         """Ask the item's question. Building it may take seconds (sokoban): not on the event loop's thread."""
-        entry = await asyncio.to_thread(self._entry, example)
+        entry = await asyncio.get_running_loop().run_in_executor(_BUILDER, self._entry, example)
         session["digest"] = _digest(entry)
         return Observation(messages=({"role": "user", "content": entry["question"]},))
 
@@ -282,8 +284,7 @@ def _field_type(config_class: type, key: str) -> TypeAdapter[Any]:
 def _read_config(name: str, config_class: type, texts: dict[str, str]) -> dict[str, Any]:
     """Read options by the types of the dataset's configuration; return JSON values.
 
-    A value is tried as the text it is, then as JSON: so text needs no quotes, and lists and numbers have
-    their type.
+    A value is tried as the text it is, then as JSON: so text needs no quotes, and lists can be given.
     """
     known = {field.name for field in fields(config_class)} - _GIVEN_ELSEWHERE
     config: dict[str, Any] = {}
@@ -294,15 +295,25 @@ def _read_config(name: str, config_class: type, texts: dict[str, str]) -> dict[s
         if key not in known:
             raise unknown_name(key, known, kind=f"option of {name.partition('?')[0]}")
         adapter = _field_type(config_class, key)
-        with contextlib.suppress(ValidationError):
-            config[key] = adapter.dump_python(adapter.validate_python(text), mode="json")
-            continue
         try:
-            config[key] = adapter.dump_python(adapter.validate_json(text), mode="json")
+            config[key] = adapter.dump_python(_read_value(adapter, text), mode="json")
         except ValidationError as error:
             msg = f"environment {name}: {key}={text}: {error.errors()[0]['msg'].lower()}"
             raise UsageError(msg) from error
     return config
+
+
+def _read_value(adapter: TypeAdapter[Any], text: str) -> Any:
+    try:
+        return adapter.validate_python(text)
+    except ValidationError:
+        try:
+            decoded = json.loads(text)
+        except ValueError:
+            decoded = None
+        if decoded is None and text != "null":
+            raise
+    return adapter.validate_python(decoded)
 
 
 def _print_items(name: str, size: int, seed: int) -> None:

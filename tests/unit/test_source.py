@@ -110,14 +110,17 @@ def test_an_empty_file_is_refused(path: Path, content: str) -> None:
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path / "absent", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(UsageError, match=f"^cannot read .+{reason}"):
+    for path, reason in (
+        (tmp_path / "absent", "cannot read .+: No such file"),
+        (tmp_path, "cannot read .+: Is a directory"),
+    ):
+        with pytest.raises(UsageError, match=reason):
             JsonlSource(path, default_environment="rows", environments=_environments)
 
 
 def test_an_unknown_default_environment_has_no_line_number(path: Path) -> None:
     path.write_text(_lines({"prompt": "x"}))
-    with pytest.raises(UsageError, match="^there is no environment 'wholes'; did you mean whole"):
+    with pytest.raises(UsageError, match=r"^there is no environment 'wholes'; did you mean whole"):
         JsonlSource(path, default_environment="wholes", environments=_environments)
 
 
