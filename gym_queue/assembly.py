@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gym_queue.errors import EngineSetupError, UsageError
+from gym_queue.errors import EngineSetupError, unknown_name
 
 if TYPE_CHECKING:
     from gym_queue.celery_app import CeleryBroker
@@ -67,15 +67,23 @@ def make_environment(name: str) -> Environment:
 def _environment(name: str) -> Environment:
     scheme = name.partition(":")[0]
     if scheme not in ENVIRONMENTS:
-        msg = f"unknown environment {name!r}; known are {', '.join(ENVIRONMENTS)}"
-        raise UsageError(msg)
-    environment: Environment = import_module(ENVIRONMENTS[scheme]).create(name)
+        raise unknown_name(scheme, ENVIRONMENTS, kind="environment")
+    module = import_module(ENVIRONMENTS[scheme])
+    environment: Environment
+    if scheme == "rows":
+        from gym_queue.verification.rewards import VERIFIERS  # noqa: PLC0415
+
+        environment = module.create(name, VERIFIERS)
+    else:
+        environment = module.create(name)
     return environment
 
 
 def _engine_module(model: str) -> Any:
     scheme, colon, _ = model.partition(":")
     if not colon or scheme not in ENGINES:
-        msg = f"unknown model {model!r}; a model begins with one of {', '.join(f'{name}:' for name in ENGINES)}"
+        msg = (
+            f"unknown model {model!r}; a model begins with one of {', '.join(f'{name}:' for name in ENGINES)}"
+        )
         raise EngineSetupError(msg)
     return import_module(ENGINES[scheme])

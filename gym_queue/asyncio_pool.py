@@ -33,7 +33,7 @@ _SWITCH_INTERVAL = 0.001
 """Seconds. The main thread wakes for every message; with Python's 5 ms it would wait that long for a busy event loop."""
 
 
-class AsyncioPool(BasePool):  # type: ignore[misc]
+class AsyncioPool(BasePool):
     """See the module's docstring. ``limit`` is the number of slots."""
 
     signal_safe = False
@@ -160,7 +160,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         return super()._get_info() | {"slots-used": self.used}
 
 
-class FollowPrefetch(bootsteps.StartStopStep):  # type: ignore[misc]
+class FollowPrefetch(bootsteps.StartStopStep):
     """Consumer step that hands the consumer's prefetch limit to the pool."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 from amqp.exceptions import ChannelError
 from kombu.exceptions import KombuError
 from kombu.utils.uuid import uuid
@@ -156,7 +156,13 @@ class CeleryBroker:
         headers, properties, body, _ = message
         queue = names.QUEUE_OF_STAGE[ticket.stage]
         self._producer.publish(
-            body, exchange="", routing_key=queue, headers=headers, serializer="json", delivery_mode=2, **properties
+            body,
+            exchange="",
+            routing_key=queue,
+            headers=headers,
+            serializer="json",
+            delivery_mode=2,
+            **properties,
         )
 
     async def depth(self, stage: Stage) -> int:

@@ -27,6 +27,7 @@ from gym_queue.records import (
 if TYPE_CHECKING:
     from gym_queue.records import Failure, Verdict
 
+
 class Draft(Record):
     """A trajectory that waits for its verdict, with what its row will need: the payload between the two stages.
 
@@ -59,7 +60,9 @@ def succeeded(place: Place, draft: Draft, verdict: Verdict, timings: Timings) ->
     return _ended(row, reward=verdict.reward, metrics=verdict.metrics)
 
 
-def failed(place: Place, failure: Failure, attempt: int, timings: Timings, draft: Draft | None = None) -> Ended:
+def failed(
+    place: Place, failure: Failure, attempt: int, timings: Timings, draft: Draft | None = None
+) -> Ended:
     """End a rollout as failed, with the class of the failure and, where there is one, its trajectory."""
     row = FailedRow(
         **_common(place, draft.attempt if draft else attempt, timings, draft.trajectory if draft else None),

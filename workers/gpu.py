@@ -15,7 +15,7 @@ app = worker.app
 app.steps["consumer"].add(FollowPrefetch)
 
 
-@app.task(name=names.GENERATE_TASK, base=TicketTask)  # type: ignore[untyped-decorator]
+@app.task(name=names.GENERATE_TASK, base=TicketTask)
 async def generate(run_id: str, example_index: int, samples: Sequence[int], attempt: int) -> None:
     """Generate the samples of one ticket."""
     await worker.pipeline.generate(ticket(Stage.GENERATE, run_id, example_index, samples, attempt))

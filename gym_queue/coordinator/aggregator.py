@@ -54,6 +54,8 @@ class Aggregator:
             return 0
         for event in await asyncio.to_thread(self._archive.append, events):
             self._metrics.add(event.summary)
-        self.acknowledged += await patiently(partial(self._ledger.acknowledge, self._run_id, events[-1].position))
+        self.acknowledged += await patiently(
+            partial(self._ledger.acknowledge, self._run_id, events[-1].position)
+        )
         self._on_batch()
         return len(events)

@@ -83,9 +83,14 @@ class RedisLedger:
     def __init__(self, url: str) -> None:
         retry = ConnectionRetry(ExponentialWithJitterBackoff(base=0.05, cap=2.0), retries=10)
         pool = aioredis.BlockingConnectionPool.from_url(
-            url, max_connections=_CONNECTIONS, timeout=None, retry=retry, retry_on_error=[RedisConnectionError]
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=None,
+            retry=retry,
+            retry_on_error=[RedisConnectionError],
         )
-        self._client: aioredis.Redis = aioredis.Redis.from_pool(pool)
+        # Any: redis-py's annotations mix str, bytes and None with no regard to decode_responses.
+        self._client: Any = aioredis.Redis.from_pool(pool)
         self._scripts = Scripts(self._client)
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
@@ -94,7 +99,7 @@ class RedisLedger:
         args = [spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key]
         with _translated():
             run_id = (await self._scripts.run("open_run", keys, args)).decode()
-            known = await self._client.hget(names.run_key(run_id), "spec")  # type: ignore[misc]
+            known = await self._client.hget(names.run_key(run_id), "spec")
         standing = RunSpec.model_validate_json(known) if known else spec
         if standing.identity() != spec.identity():
             msg = (
@@ -108,7 +113,7 @@ class RedisLedger:
         with _translated():
             spec, state, *counters = await self._client.hmget(
                 names.run_key(run_id), "spec", "state", *_COUNTERS
-            )  # type: ignore[misc]
+            )
         if spec is None:
             return None
         values = {name: int(value or 0) for name, value in zip(_COUNTERS, counters, strict=True)}
@@ -129,7 +134,7 @@ class RedisLedger:
     async def forget_run(self, run_id: str) -> None:
         """See ``Ledger.forget_run``."""
         with _translated():
-            key = await self._client.hget(names.run_key(run_id), "key")  # type: ignore[misc]
+            key = await self._client.hget(names.run_key(run_id), "key")
             for tickets in (*map(names.waiting_key, Stage), names.delayed_key()):
                 stale = [
                     member
@@ -254,7 +259,7 @@ class RedisLedger:
         found: list[tuple[Example, int, int, float]] = []
         with _translated():
             for index in await self._client.zrange(names.groups_key(run_id), 0, limit - 1):
-                group = await self._client.hgetall(names.group_key(run_id, int(index)))  # type: ignore[misc]
+                group = await self._client.hgetall(names.group_key(run_id, int(index)))
                 samples = sorted(
                     int(field[2:]) for field, record in group.items() if field[:2] == b"s:" and b"|" in record
                 )
@@ -265,7 +270,7 @@ class RedisLedger:
     async def state_of(self, run_id: str, example_index: int, sample_index: int) -> RolloutState | None:
         """See ``Ledger.state_of``."""
         with _translated():
-            record = await self._client.hget(names.group_key(run_id, example_index), f"s:{sample_index}")  # type: ignore[misc]
+            record = await self._client.hget(names.group_key(run_id, example_index), f"s:{sample_index}")
         return RolloutState(record.decode().split("|", 1)[0]) if record else None
 
     async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
@@ -303,7 +308,7 @@ class RedisLedger:
         """See ``Ledger.waiting``."""
         key = names.waiting_key(stage)
         with _translated():
-            seconds, microseconds = await self._client.time()  # type: ignore[misc]
+            seconds, microseconds = await self._client.time()
             newest = seconds + microseconds / 1e6 - older_than
             count = await self._client.zcard(key)
             old = await self._client.zrangebyscore(key, "-inf", newest, start=0, num=limit)
@@ -319,11 +324,11 @@ class RedisLedger:
     async def leases(self) -> list[Lease]:
         """See ``Ledger.leases``."""
         with _translated():
-            seconds, microseconds = await self._client.time()  # type: ignore[misc]
+            seconds, microseconds = await self._client.time()
             now = seconds + microseconds / 1e6
             found = []
             for worker, beat in await self._client.zrange(names.leases_key(), 0, -1, withscores=True):
-                info = await self._client.hgetall(names.worker_key(worker.decode()))  # type: ignore[misc]
+                info = await self._client.hgetall(names.worker_key(worker.decode()))
                 said = {field.decode(): value.decode() for field, value in info.items()}
                 found.append(Lease(worker=worker.decode(), age=max(0.0, now - beat), info=said))
         return found
@@ -333,7 +338,7 @@ class RedisLedger:
         with _translated():
             newest: float | str = "+inf"
             if overdue_by is not None:
-                seconds, microseconds = await self._client.time()  # type: ignore[misc]
+                seconds, microseconds = await self._client.time()
                 newest = seconds + microseconds / 1e6 - overdue_by
             members = await self._client.zrangebyscore(
                 names.claims_key(worker), "-inf", newest, start=0, num=limit
@@ -344,7 +349,7 @@ class RedisLedger:
         """Read one claim; a claim that its record no longer knows (cancelled, fenced) is dropped."""
         claim = _decode(member)
         (sample,) = claim.samples
-        example, accepted_at, record, payload = await self._client.hmget(  # type: ignore[misc]
+        example, accepted_at, record, payload = await self._client.hmget(
             names.group_key(claim.run_id, claim.example_index), "example", "at", f"s:{sample}", f"p:{sample}"
         )
         state, attempt, failures, _, owner, *_ = (*(record or b"").decode().split("|"), *[""] * 5)

@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.asyncio.retry import Retry as ConnectionRetry
+from redis.backoff import NoBackoff
 
 from gym_queue.errors import ConflictError, LedgerError
 from gym_queue.ledger.base import Ended, Generated, Retry
@@ -295,7 +297,7 @@ async def test_a_forgotten_run_leaves_nothing(ledger: Ledger) -> None:
 
 async def test_an_unreachable_redis_is_a_ledger_error() -> None:
     ledger = RedisLedger("redis://127.0.0.1:1/0")
-    ledger._client.set_retry(None)  # type: ignore[no-untyped-call]
+    ledger._client.set_retry(ConnectionRetry(NoBackoff(), 0))
     with pytest.raises(LedgerError, match="Redis"):
         await ledger.run(RUN)
 
