@@ -21,7 +21,7 @@ class GuessNumber(Environment):
 
     def examples(self, size: int, seed: int) -> Iterator[Example]:
         """Draw the secrets: the same ones for the same seed."""
-        draw = random.Random(seed)  # noqa: S311
+        draw = random.Random(seed)
         for index in range(size):
             secret = {"secret": draw.randint(1, self.high)}
             yield Example(id=f"guess-{seed}-{index}", environment="guess_number", row=secret)

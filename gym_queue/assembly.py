@@ -1,4 +1,6 @@
-"""Where the parts are put together: which module serves a model, an environment, a ledger. Imports each when it is needed."""
+"""Where the parts are put together: which module serves a model, an environment, a ledger. Imports each when
+it is needed.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def make_broker(settings: Settings) -> CeleryBroker:
 
 
 def make_engine(model: str, settings: Settings) -> Engine:
-    """Return a new engine for a model. Cheap: an engine loads when it is first used. Raises ``EngineSetupError``."""
+    """Return a new engine for a model. Cheap: an engine loads when it is first used. Raises
+    ``EngineSetupError``.
+    """
     engine: Engine = _engine_module(model).create(model, settings)
     return engine
 
@@ -59,7 +63,9 @@ def check_model(model: str, settings: Settings) -> None:
 
 
 def make_environment(name: str) -> Environment:
-    """Return the environment of a name; the same object each time. Raises ``UsageError`` that names the near ones."""
+    """Return the environment of a name; the same object each time. Raises ``UsageError`` that names the near
+    ones.
+    """
     return _environment(name)
 
 

@@ -1,11 +1,13 @@
-"""A Celery pool that runs ``async def`` tasks on one event loop: thousands of waiting rollouts in one process.
+"""A Celery pool that runs ``async def`` tasks on one event loop: thousands of waiting rollouts in one
+process.
 
-Celery 5.7 has no pool for asyncio. ``app.conf.worker_pool`` takes a dotted path, so this one needs no patch. Celery's main
-thread goes on fetching messages, answering remote control and renewing the lease; the event loop has a thread of its own, so
-a task that blocks the loop delays neither. Everything that touches Celery's state runs on the main thread.
+Celery 5.7 has no pool for asyncio. ``app.conf.worker_pool`` takes a dotted path, so this one needs no patch.
+Celery's main thread goes on fetching messages, answering remote control and renewing the lease; the event
+loop has a thread of its own, so a task that blocks the loop delays neither. Everything that touches Celery's
+state runs on the main thread.
 
-A task may cover several rollouts. It says how many with a ``slots(args)`` method, and the prefetch limit counts slots, not
-messages: the worker takes a message only while it has room.
+A task may cover several rollouts. It says how many with a ``slots(args)`` method, and the prefetch limit
+counts slots, not messages: the worker takes a message only while it has room.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL = 0.001
-"""Seconds. The main thread wakes for every message; with Python's 5 ms it would wait that long for a busy event loop."""
+"""Seconds. The main thread wakes for every message; with Python's 5 ms it would wait that long for a busy
+event loop.
+"""
 
 
 class AsyncioPool(BasePool):
@@ -85,7 +89,9 @@ class AsyncioPool(BasePool):
         accept_callback: Any = None,
         **_: Any,
     ) -> None:
-        """Start one task. ``args`` is what Celery gives to its tracer: name, id, request, body, type, encoding."""
+        """Start one task. ``args`` is what Celery gives to its tracer: name, id, request, body, type,
+        encoding.
+        """
         name, _task_id, _request, body, content_type, encoding = args
         task = self.app.tasks[getattr(name, "name", name)]
         if content_type:
@@ -101,7 +107,7 @@ class AsyncioPool(BasePool):
         self.loop.call_soon_threadsafe(self._begin, task, arguments, keywords, ended)
 
     def _move_prefetch(self) -> None:
-        """Let Celery hold as many messages as it does plus the free slots: none more once the slots are used."""
+        """Let Celery hold as many messages as it does plus the free slots: none more once all are used."""
         if self._qos is not None:
             self._qos.value = max(1, self._held + self.limit - self.used)
 
@@ -117,7 +123,7 @@ class AsyncioPool(BasePool):
             value = await task.run(*arguments, **keywords)
         except asyncio.CancelledError:
             _log.debug("task %s has handed its work back", task.name)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - Celery wants to know of any failure
             _log.exception("task %s failed", task.name)
             failed, value = 1, ExceptionInfo((type(error), error, error.__traceback__))
         self._done.append(partial(ended, (failed, value, time.monotonic() - started)))
@@ -137,7 +143,7 @@ class AsyncioPool(BasePool):
         self._held -= connection == self._connection
 
     def on_stop(self) -> None:
-        """Let running tasks end within the app's grace period, then cancel them: they hand their work back."""
+        """Let running tasks end within the grace period, then cancel them: they hand their work back."""
         grace = float(self.app.conf.get("shutdown_grace", 10.0))
         asyncio.run_coroutine_threadsafe(self._drain(grace), self.loop).result()
         self._report()
@@ -157,7 +163,8 @@ class AsyncioPool(BasePool):
     on_terminate = on_stop
 
     def _get_info(self) -> dict[str, Any]:
-        return super()._get_info() | {"slots-used": self.used}
+        info: dict[str, Any] = super()._get_info()
+        return info | {"slots-used": self.used}
 
 
 class FollowPrefetch(bootsteps.StartStopStep):

@@ -1,7 +1,8 @@
 """The only Celery configuration, and the broker that carries tickets with it.
 
-Celery delivers; the ledger decides. So the transport runs without acknowledgement emulation: a ticket that dies with its
-worker is missed by the audit and published again, and one published twice is refused by the claim.
+Celery delivers; the ledger decides. So the transport runs without acknowledgement emulation: a ticket that
+dies with its worker is missed by the audit and published again, and one published twice is refused by the
+claim.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+from amqp.exceptions import ChannelError
 from celery import Celery
 from kombu.entity import Exchange, Queue
-from amqp.exceptions import ChannelError
 from kombu.exceptions import KombuError
 from kombu.utils.uuid import uuid
 from redis.exceptions import RedisError
@@ -92,7 +93,8 @@ def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Cele
 
 
 class CeleryBroker:
-    """Sends tickets, many to a round trip (callers that publish at the same time share a batch), and counts them.
+    """Sends tickets, many to a round trip (callers that publish at the same time share a batch), and counts
+    them.
 
     kombu blocks, so one thread of its own does the sending. Bound to the event loop that first uses it.
     """

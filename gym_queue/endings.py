@@ -1,7 +1,7 @@
 """How the end of a rollout is written down: the row for the archive and its summary. Pure functions.
 
-Whoever ends a rollout (the pipeline, the sweep for a worker that died, a cancel) writes it through here, so that rows look the
-same whatever ended them.
+Whoever ends a rollout (the pipeline, the sweep for a worker that died, a cancel) writes it through here, so
+that rows look the same whatever ended them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 
 class Draft(Record):
-    """A trajectory that waits for its verdict, with what its row will need: the payload between the two stages.
+    """A trajectory that waits for its verdict, with what its row will need: the payload between the two
+    stages.
 
     ``queued`` and ``generate`` are seconds, ``attempt`` is the generate attempt that made it.
     """
@@ -64,30 +65,19 @@ def failed(
     place: Place, failure: Failure, attempt: int, timings: Timings, draft: Draft | None = None
 ) -> Ended:
     """End a rollout as failed, with the class of the failure and, where there is one, its trajectory."""
-    row = FailedRow(
-        **_common(place, draft.attempt if draft else attempt, timings, draft.trajectory if draft else None),
-        state="failed",
-        failure_class=failure.failure_class,
-        stage=failure.stage,
-        error=failure.error,
-    )
-    return _ended(row, failure_class=failure.failure_class)
+    fields = _common(place, draft.attempt if draft else attempt, timings, draft.trajectory if draft else None)
+    fields |= {"class": failure.failure_class, "stage": failure.stage, "error": failure.error}
+    return _ended(FailedRow(**fields, state="failed"), failure_class=failure.failure_class)
 
 
 def cancelled(place: Place, timings: Timings, reason: str) -> Ended:
     """End a rollout as cancelled. It is in the failures file, without a class: nothing failed."""
-    row = FailedRow(
-        **_common(place, 0, timings, None),
-        state="cancelled",
-        failure_class=None,
-        stage=None,
-        error=reason,
-    )
-    return _ended(row)
+    fields = _common(place, 0, timings, None) | {"class": None, "stage": None, "error": reason}
+    return _ended(FailedRow(**fields, state="cancelled"))
 
 
 def _common(place: Place, attempt: int, timings: Timings, trajectory: Trajectory | None) -> dict[str, Any]:
-    """Return the fields that all rows share; fields of the input that we do not know come back beside them."""
+    """Return the fields that all rows share, beside the fields of the input that we do not know."""
     spec, example = place.spec, place.example
     extra = {f"input_{name}" if name in ROW_FIELDS else name: value for name, value in example.extra.items()}
     return extra | {

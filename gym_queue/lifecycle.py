@@ -52,7 +52,9 @@ MOVES: dict[RolloutState, frozenset[RolloutState]] = {
 }
 
 RETRYABLE = frozenset({FailureClass.INFRASTRUCTURE})
-"""Classes worth another attempt. The rest would fail again the same way, or were given their full time already."""
+"""Classes worth another attempt. The rest would fail again the same way, or were given their full time
+already.
+"""
 
 
 def retry_delay(

@@ -50,7 +50,7 @@ def results_key(run_id: str) -> str:
 
 
 def waiting_key(stage: Stage) -> str:
-    """Sorted set: tickets that should lie in the broker's queue of this stage, by the time they were queued."""
+    """Sorted set: tickets that should lie in the broker's queue of a stage, by the time they were queued."""
     return f"{KEY_PREFIX}:waiting:{stage}"
 
 

@@ -1,7 +1,8 @@
-"""The road of one rollout inside a worker: claim, generate, commit, verify, commit. Knows no Celery and no HTTP.
+"""The road of one rollout inside a worker: claim, generate, commit, verify, commit. Knows no Celery and no
+HTTP.
 
-A worker's task hands a ticket to ``Pipeline.generate`` or ``Pipeline.verify`` and is done when that returns. What happened
-to a rollout is a value (an ``Outcome``); the one place that acts on it is ``_commit``.
+A worker's task hands a ticket to ``Pipeline.generate`` or ``Pipeline.verify`` and is done when that returns.
+What happened to a rollout is a value (an ``Outcome``); the one place that acts on it is ``_commit``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LEASE_MARGIN = 60.0
-"""Seconds that a claim outlives its stage's deadline: the worker itself ends the stage first, the sweep is the backstop."""
+"""Seconds that a claim outlives its stage's deadline: the worker itself ends the stage first, the sweep is
+the backstop.
+"""
 
 _LONGEST_PAUSE = 5.0
 
@@ -142,7 +145,7 @@ class Pipeline:
                 environment = self._environment(place.example.environment)
                 ordinal = place.example_index * place.spec.samples + place.sample_index
                 trajectory = await act(place.example, environment, engine, place.spec, ordinal=ordinal)
-        except Exception as error:  # a user's environment or an engine may raise anything
+        except Exception as error:  # noqa: BLE001 - an environment or an engine may raise anything
             timings = self._timings(claim, sample, started, queued=queued)
             return self._failed(place, sample, _understood(error), timings)
         draft = Draft(
@@ -162,7 +165,9 @@ class Pipeline:
     async def _judge(
         self, place: Place, claim: Claim, sample: ClaimedSample, draft: Draft, started: float
     ) -> Outcome:
-        """Ask the environment for its verdict and end the rollout with it. ``started``: monotonic, of this stage's claim."""
+        """Ask the environment for its verdict and end the rollout with it. ``started``: monotonic, of this
+        stage's claim.
+        """
         begun = time.monotonic()
         waited = 0.0
         if sample.fence.stage is Stage.VERIFY:
@@ -173,7 +178,7 @@ class Pipeline:
             async with _deadline(place.spec.limits.verify_timeout, "verifying"):
                 environment = self._environment(place.example.environment)
                 verdict = await _call_verifier(environment, place, draft)
-        except Exception as error:  # the same
+        except Exception as error:  # noqa: BLE001 - the same
             failure = _understood(error)
         timings = self._timings(
             claim,
@@ -205,7 +210,8 @@ class Pipeline:
     ) -> Outcome:
         """Decide between another attempt and the end."""
         fence = sample.fence
-        # In the generate stage an inline verifier may be what failed: the failure's stage is where it happened.
+        # In the generate stage an inline verifier may be what failed: the failure's stage is where it
+        # happened.
         stage = Stage.VERIFY if draft else Stage.GENERATE
         failure_class = error.failure_class
         delay = retry_delay(failure_class, sample.failures + 1, place.spec.limits, jitter=random.random())
@@ -217,7 +223,9 @@ class Pipeline:
         return endings.failed(place, failure, fence.attempt, timings, draft)
 
     async def _commit(self, sample: ClaimedSample, outcome: Outcome, lease: float) -> None:
-        """Write the outcome, and publish what follows. A ledger that is away is waited for while the claim can be ours."""
+        """Write the outcome, and publish what follows. A ledger that is away is waited for while the claim
+        can be ours.
+        """
         pause, give_up = 0.1, time.monotonic() + lease
         while True:
             try:
@@ -248,7 +256,9 @@ async def _deadline(seconds: float, doing: str) -> AsyncIterator[None]:
 
 
 def _understood(error: Exception) -> GymQueueError:
-    """Give an error its class. One that nobody foresaw is a fault of ours or of the machine, and logged as a bug is."""
+    """Give an error its class. One that nobody foresaw is a fault of ours or of the machine, and logged as a
+    bug is.
+    """
     if isinstance(error, GymQueueError):
         return error
     _log.error("unexpected error in a rollout", exc_info=error)
@@ -256,7 +266,9 @@ def _understood(error: Exception) -> GymQueueError:
 
 
 async def _call_verifier(environment: Environment, place: Place, draft: Draft) -> Verdict:
-    """Call the environment's ``verify``, plain or async; whatever it raises is a failure of the verifier, not a reward."""
+    """Call the environment's ``verify``, plain or async; whatever it raises is a failure of the verifier, not
+    a reward.
+    """
     try:
         verdict = environment.verify(place.example, draft.trajectory)
         return await verdict if inspect.isawaitable(verdict) else verdict

@@ -1,7 +1,8 @@
-"""The nouns of the project (frozen, versioned pydantic models): what travels between processes and into files.
+"""The nouns of the project (frozen, versioned pydantic models): what travels between processes and into
+files.
 
-Every record is immutable: a change is a new record. JSON is the only encoding. ``SCHEMA_VERSION`` is written into each
-output row and each run, so that a reader can tell which layout it sees.
+Every record is immutable: a change is a new record. JSON is the only encoding. ``SCHEMA_VERSION`` is written
+into each output row and each run, so that a reader can tell which layout it sees.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 SCHEMA_VERSION = 1
 
 Message = dict[str, Any]
-"""One chat message in the OpenAI layout: ``role``, ``content`` and, where they apply, ``tool_calls``, ``tool_call_id``."""
+"""One chat message in the OpenAI layout: ``role``, ``content`` and, where they apply, ``tool_calls``,
+``tool_call_id``.
+"""
 
 
 class Record(BaseModel):
-    """Base of all records: immutable, and strict about unknown fields, so a typing error never passes silently."""
+    """Base of all records: immutable, and strict about unknown fields, so a typing error never passes
+    silently.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
@@ -64,7 +69,7 @@ class Sampling(Record):
 
 
 class Limits(Record):
-    """How long each stage of a rollout may take (seconds, from that stage's start) and how often it is tried."""
+    """How long a stage of a rollout may take (seconds, from the stage's start) and how often it is tried."""
 
     max_attempts: int = Field(default=3, ge=1)
     max_turns: int = Field(default=32, ge=1)
@@ -79,7 +84,8 @@ class Example(Record):
     """One row of the dataset.
 
     ``row`` is what the environment needs to rebuild the task (for JSONL input: the row as it was read; for
-    reasoning_gym: dataset, config, seed, index). ``extra`` are fields that we do not know; they come back in the output.
+    reasoning_gym: dataset, config, seed, index). ``extra`` are fields that we do not know; they come back in
+    the output.
     """
 
     id: str
@@ -101,15 +107,17 @@ class RunSpec(Record):
     input_fingerprint: str = ""
 
     def identity(self) -> str:
-        """Digest of everything that must be equal for two submissions to be the same run (all but the run's id)."""
+        """Digest of everything that must be equal for two submissions to be the same run (all but the run's
+        id).
+        """
         return hashlib.sha256(self.model_dump_json(exclude={"run_id"}).encode()).hexdigest()
 
 
 class RunState(StrEnum):
     """Where a run stands.
 
-    ``paused`` starts nothing new: what was generated may still be verified, what waits goes on waiting. ``cancelled`` and
-    ``ended`` are final.
+    ``paused`` starts nothing new: what was generated may still be verified, what waits goes on waiting.
+    ``cancelled`` and ``ended`` are final.
     """
 
     OPEN = "open"
@@ -119,7 +127,9 @@ class RunState(StrEnum):
 
 
 class RunStatus(Record):
-    """A run as the ledger sees it. Counters are rollouts, ``cursor`` is the index of the next example to accept."""
+    """A run as the ledger sees it. Counters are rollouts, ``cursor`` is the index of the next example to
+    accept.
+    """
 
     spec: RunSpec
     state: RunState
@@ -152,7 +162,9 @@ class Group(Record):
 
 
 class Ticket(Record):
-    """A claim check, not the work itself: which samples of which example, and the only attempt it is good for."""
+    """A claim check, not the work itself: which samples of which example, and the only attempt it is good
+    for.
+    """
 
     stage: Stage
     run_id: str
@@ -162,7 +174,9 @@ class Ticket(Record):
 
 
 class Fence(Record):
-    """Names one attempt at one stage of one rollout; the ledger takes a write only while this attempt is the newest."""
+    """Names one attempt at one stage of one rollout; the ledger takes a write only while this attempt is the
+    newest.
+    """
 
     stage: Stage
     run_id: str
@@ -188,10 +202,11 @@ class Usage(Record):
 class Tokens(Record):
     """The conversation as token ids: one entry per token in every list, all of the same length.
 
-    ``loss_mask`` is 1 for tokens that the model sampled, 0 for prompt, tool and environment tokens. ``logprobs`` are
-    natural logarithms under the distribution that sampled the token, and 0.0 where the mask is 0. ``weight_version`` says which
-    weights sampled the token (-1 where the mask is 0). Ids are the ones that the engine sampled, never re-encoded text.
-    ``logprobs`` is ``None`` as a whole when the engine gives none.
+    ``loss_mask`` is 1 for tokens that the model sampled, 0 for prompt, tool and environment tokens.
+    ``logprobs`` are natural logarithms under the distribution that sampled the token, and 0.0 where the mask
+    is 0. ``weight_version`` says which weights sampled the token (-1 where the mask is 0). Ids are the ones
+    that the engine sampled, never re-encoded text. ``logprobs`` is ``None`` as a whole when the engine gives
+    none.
     """
 
     token_ids: tuple[int, ...]
@@ -201,8 +216,9 @@ class Tokens(Record):
 
 
 class Trajectory(Record):
-    """What a rollout did. ``tokens`` is ``None`` where the engine shows no token ids. ``state`` is the environment's own
-    closing record, for its verifier."""
+    """What a rollout did. ``tokens`` is ``None`` where the engine shows no token ids. ``state`` is the
+    environment's own closing record, for its verifier.
+    """
 
     messages: tuple[Message, ...]
     tokens: Tokens | None = None
@@ -213,9 +229,11 @@ class Trajectory(Record):
 
 
 class Verdict(Record):
-    """What a verifier said. ``reward`` is ``None`` only where nothing was asked (a row without answer or verifier).
+    """What a verifier said. ``reward`` is ``None`` only where nothing was asked (a row without answer or
+    verifier).
 
-    A verifier that cannot say raises; it never returns 0 for "could not tell". Not-a-number and infinity are refused.
+    A verifier that cannot say raises; it never returns 0 for "could not tell". Not-a-number and infinity are
+    refused.
     """
 
     reward: FiniteFloat | None
@@ -225,8 +243,8 @@ class Verdict(Record):
 class Timings(Record):
     """Seconds that the newest attempt spent in each stage; ``None`` where the stage was not reached.
 
-    ``queued`` and ``verify_queued`` are waits for a worker. ``accepted_at`` and ``ended_at`` are Unix times on the
-    ledger's clock; their difference covers all attempts.
+    ``queued`` and ``verify_queued`` are waits for a worker. ``accepted_at`` and ``ended_at`` are Unix times
+    on the ledger's clock; their difference covers all attempts.
     """
 
     accepted_at: float
@@ -288,7 +306,9 @@ ROW_FIELDS = frozenset(
     for key, field in row.model_fields.items()
     for name in (key, field.alias or key)
 )
-"""Names that rows of both output files keep for themselves: an input field called so becomes ``input_<name>``."""
+"""Names that rows of both output files keep for themselves: an input field called so becomes
+``input_<name>``.
+"""
 
 
 class Summary(Record):

@@ -1,4 +1,6 @@
-"""All settings in one model: defaults < file < environment < flags. ``docs/reference/settings.md`` explains each."""
+"""All settings in one model: defaults < file < environment < flags. ``docs/reference/settings.md`` explains
+each.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,17 @@ _DEFAULT_FILE = "gym_queue.toml"
 
 
 def _plain(name: str) -> AliasChoices:
-    """Accept a variable under the name that users of such systems know, and the field's own name in code and files."""
+    """Accept a variable under the name that users of such systems know, and the field's own name in code and
+    files.
+    """
     return AliasChoices(name, name.lower())
 
 
 class Settings(BaseSettings):
     """Settings of every process. Times are seconds.
 
-    A variable is ``GYM_QUEUE_`` + the field's name, unless an alias gives it the name known from other systems.
+    A variable is ``GYM_QUEUE_`` + the field's name, unless an alias gives it the name known from other
+    systems.
     """
 
     model_config = SettingsConfigDict(

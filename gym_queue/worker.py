@@ -129,7 +129,7 @@ class Worker:
                 )
             )
         except GymQueueError as error:  # the sweep finds the claim when its deadline has passed
-            _log.error("could not give a lost claim back: %s", error)  # noqa: TRY400
+            _log.error("could not give a lost claim back: %s", error)
 
     async def _lose(self, lost: Ticket, failure_class: FailureClass, error: str) -> None:
         owned = [
@@ -147,7 +147,9 @@ _parent_pid = os.getpid()
 
 
 class RenewLease(bootsteps.StartStopStep):
-    """Consumer step that renews the worker's lease from Celery's main thread, which a busy pool does not delay."""
+    """Consumer step that renews the worker's lease from Celery's main thread, which a busy pool does not
+    delay.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -159,16 +161,17 @@ class RenewLease(bootsteps.StartStopStep):
         self._ledger: Ledger | None = None
 
     def start(self, consumer: Any) -> None:
-        """Renew now and every ``worker_heartbeat_interval`` seconds. Runs each time the consumer (re)connects."""
+        """Renew now and every ``worker_heartbeat_interval`` seconds. Runs each time the consumer
+        (re)connects.
+        """
         worker: Worker = consumer.app.gym_queue_worker
-        if self._ledger is None:
-            self._ledger = assembly.make_ledger(worker.settings)
         self._renew(worker, consumer.pool)
         interval = worker.settings.worker_heartbeat_interval
         self._timer = consumer.timer.call_repeatedly(interval, self._renew, (worker, consumer.pool))
 
     def _renew(self, worker: Worker, pool: Any) -> None:
-        assert self._ledger is not None
+        if self._ledger is None:
+            self._ledger = assembly.make_ledger(worker.settings)
         info = {
             "kind": worker.kind,
             "node": platform.node(),

@@ -125,7 +125,7 @@ class _World:
     async def close(self) -> None:
         """Close the session. A failure is logged: it must hide neither a finished trajectory nor an error."""
         try:
-            closing: Any = self._environment.close(self._session)  # type: ignore[func-returns-value]
+            closing: Any = self._environment.close(self._session)
             if inspect.isawaitable(closing):
                 async with asyncio.timeout(self._seconds):
                     await closing

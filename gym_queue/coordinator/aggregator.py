@@ -1,4 +1,6 @@
-"""Reads ended rollouts in batches, archives them durably, counts them, and only then lets the ledger drop them."""
+"""Reads ended rollouts in batches, archives them durably, counts them, and only then lets the ledger drop
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ _WAIT = 1.0
 class Aggregator:
     """Aggregates one run, until the archive holds ``total`` rollouts.
 
-    A crash between archive and acknowledgement brings the batch back; the archive knows what it holds and writes it once.
+    A crash between archive and acknowledgement brings the batch back; the archive knows what it holds and
+    writes it once.
     """
 
     def __init__(
         self,
+        *,
         ledger: Ledger,
         run_id: str,
         archive: Archive,
@@ -43,7 +47,9 @@ class Aggregator:
         self.acknowledged = 0
 
     async def run(self) -> None:
-        """Aggregate to the end. Raises ``StorageError`` if the archive cannot be written; nothing is acknowledged then."""
+        """Aggregate to the end. Raises ``StorageError`` if the archive cannot be written; nothing is
+        acknowledged then.
+        """
         while self._archive.count < self._total:
             await self.step(_WAIT)
 

@@ -1,4 +1,6 @@
-"""Publishes a run's examples, only so many at a time that a window of rollouts is open: the brake of the whole road (G5)."""
+"""Publishes a run's examples, only so many at a time that a window of rollouts is open: the brake of the
+whole road (G5).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ _LARGEST_STEP = 256
 """Examples accepted in one step: the ledger runs a step without a pause, and others wait meanwhile."""
 
 _LOWER_PRIORITY_SHARE = 8
-"""A run keeps 1/8 of its window while one of higher priority is open, so that it neither delays that one nor stops."""
+"""A run keeps 1/8 of its window while one of higher priority is open, so that it neither delays that one nor
+stops.
+"""
 
 _PATIENCE = 1.0
 """Seconds between two looks at the room, should nobody say that there is some."""
@@ -31,12 +35,13 @@ _PATIENCE = 1.0
 class Feeder:
     """Feeds one run.
 
-    The ledger's cursor says which example comes next, so a feeder that died is continued by the next one. Samples that the
-    archive holds already (``done``: example index -> sample indices) are left out.
+    The ledger's cursor says which example comes next, so a feeder that died is continued by the next one.
+    Samples that the archive holds already (``done``: example index -> sample indices) are left out.
     """
 
     def __init__(
         self,
+        *,
         ledger: Ledger,
         publisher: Publisher,
         run: RunStatus,
@@ -73,7 +78,7 @@ class Feeder:
             await patiently(partial(self._publisher.publish, tickets))
 
     def _next_groups(self, examples: Iterator[tuple[int, Example]], room: int) -> list[Group]:
-        """Take the next examples with samples left to do: at least one, and no more than there is room for."""
+        """Take the next examples with samples left to do: at least one, no more than there is room for."""
         groups: list[Group] = []
         most = max(1, min(room // self._samples, _LARGEST_STEP))
         wanted = (
@@ -105,7 +110,9 @@ class Feeder:
                 continue
 
     def _share(self, mine: RunStatus, runs: Sequence[RunStatus]) -> int:
-        """Return this run's part of the window: all of it alone, an equal part among its peers, little under a higher one."""
+        """Return this run's part of the window: all of it alone, an equal part among its peers, little under
+        a higher one.
+        """
         rivals = [run for run in runs if run.state is RunState.OPEN and (run.open or run is mine)]
         if any(run.spec.priority > mine.spec.priority for run in rivals):
             return max(1, self._window // _LOWER_PRIORITY_SHARE)

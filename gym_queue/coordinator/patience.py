@@ -1,4 +1,4 @@
-"""Waiting out a store that is away: a coordinator has nothing better to do, and must lose nothing meanwhile."""
+"""Waiting out a store that is away: a coordinator has nothing better to do, and must lose nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _LONGEST_PAUSE = 5.0
 
 
 async def patiently(call: Callable[[], Awaitable[_Result]]) -> _Result:
-    """Repeat a call that is safe to repeat until ledger and broker answer. Says once that it waits, and once that it is over."""
+    """Repeat a call that is safe to repeat until ledger and broker answer. Says once that it waits, and once
+    that it is over.
+    """
     pause, said = _FIRST_PAUSE, False
     while True:
         try:

@@ -59,6 +59,7 @@ class Coordinator:
 
     def __init__(
         self,
+        *,
         ledger: Ledger,
         publisher: Publisher,
         spec: RunSpec,
@@ -82,7 +83,9 @@ class Coordinator:
         self._total = source.count * spec.samples
 
     def interrupt(self) -> None:
-        """Stop pulling; ``run`` raises ``Interrupted`` once what is in flight has ended or the grace period is over."""
+        """Stop pulling; ``run`` raises ``Interrupted`` once what is in flight has ended or the grace period
+        is over.
+        """
         self._interrupted.set()
 
     async def run(self) -> RunMetrics:
@@ -95,14 +98,26 @@ class Coordinator:
         run_id = self._spec.run_id
         status = await patiently(self._open)
         feeder = Feeder(
-            self._ledger, self._publisher, status, self._source, self._archive.done_samples, self._window
+            ledger=self._ledger,
+            publisher=self._publisher,
+            run=status,
+            source=self._source,
+            done=self._archive.done_samples,
+            window=self._window,
         )
 
         def batch_done() -> None:
             feeder.room_changed.set()
             self._on_progress(self._progress(feeder.accepted - aggregator.acknowledged))
 
-        aggregator = Aggregator(self._ledger, run_id, self._archive, self._metrics, self._total, batch_done)
+        aggregator = Aggregator(
+            ledger=self._ledger,
+            run_id=run_id,
+            archive=self._archive,
+            metrics=self._metrics,
+            total=self._total,
+            on_batch=batch_done,
+        )
         aggregator.acknowledged = status.archived
         parts = [asyncio.create_task(part) for part in (feeder.run(), self._publish_due())]
         end = asyncio.create_task(aggregator.run())
@@ -120,7 +135,9 @@ class Coordinator:
         return self._metrics.snapshot(accepted=self._total)
 
     async def _open(self) -> RunStatus:
-        """Open the run, or take up one that stands: then what waits is published again, for nobody knows if it was."""
+        """Open the run, or take up one that stands: then what waits is published again, for nobody knows if
+        it was.
+        """
         run_id = (await self._ledger.open_run(self._spec, self._spec.run_id)).run_id
         await self._ledger.set_run_state(run_id, RunState.OPEN)
         status = await self._ledger.run(run_id)
@@ -162,7 +179,9 @@ class Coordinator:
         end.result()
 
     async def _in_flight(self) -> int:
-        """Return how many rollouts are being worked on or wait for the archive: all open ones but those queued."""
+        """Return how many rollouts are being worked on or wait for the archive: all open ones but those
+        queued.
+        """
         status = await self._ledger.run(self._spec.run_id)
         queued = sum(len(ticket.samples) for ticket in await self._waiting(Stage.GENERATE))
         return max(0, status.open - queued) if status else 0

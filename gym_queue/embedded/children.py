@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
-def spawn(  # noqa: PLR0913 - a choice of what Popen takes
+def spawn(
     argv: Sequence[str],
     log: Path,
     *,

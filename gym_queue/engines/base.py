@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class Completion(Record):
     """One generation.
 
-    ``finish_reason`` is ``stop``, ``length`` or ``tool_calls``. ``prompt_token_ids`` and ``token_ids`` are ``None``
-    where the engine does not show them; ``logprobs`` has one natural logarithm for each of ``token_ids``.
+    ``finish_reason`` is ``stop``, ``length`` or ``tool_calls``. ``prompt_token_ids`` and ``token_ids`` are
+    ``None`` where the engine does not show them; ``logprobs`` has one natural logarithm for each of
+    ``token_ids``.
     """
 
     message: Message
@@ -47,8 +48,9 @@ class Engine(Protocol):
             sampling: how to draw tokens; its ``seed`` is the run's and is not used here.
             seed: this call's own seed, or ``None``.
             tools: OpenAI tool definitions the model may call.
-            prefix: token ids of the conversation up to and including the last assistant message, as they were sampled; an
-                engine that handles tokens itself must begin its prompt with exactly these ids. Empty in the first turn.
+            prefix: token ids of the conversation up to and including the last assistant message, as they were
+                sampled; an engine that handles tokens itself must begin its prompt with exactly these ids.
+                Empty in the first turn.
 
         Raises:
             EngineUnavailableError: not reachable or overloaded after its own short retries.

@@ -1,7 +1,8 @@
 """The contract of a ledger: the truth about where every rollout is.
 
-Every method is one atomic step (or says otherwise); any process may die between two of them. Each implementation must pass
-``tests/contract/ledger_contract.py``. Times are Unix seconds on the ledger's own clock, so that workers' clocks may differ.
+Every method is one atomic step (or says otherwise); any process may die between two of them. Each
+implementation must pass ``tests/contract/ledger_contract.py``. Times are Unix seconds on the ledger's own
+clock, so that workers' clocks may differ.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Generated(Record):
-    """Outcome of a generate attempt whose verification is queued: keep the trajectory, move to ``verify_queued``.
+    """Outcome of a generate attempt whose verification is queued: keep the trajectory, move to
+    ``verify_queued``.
 
     ``payload`` is the encoded trajectory with its timings; the ledger does not look inside.
     """
@@ -38,8 +40,8 @@ class Ended(Record):
 class Retry(Record):
     """Outcome of an attempt that is tried again after ``delay`` seconds, as the next attempt.
 
-    ``counted`` is false where nobody failed (a worker that shuts down hands its work back): such attempts do not use up
-    ``max_attempts``.
+    ``counted`` is false where nobody failed (a worker that shuts down hands its work back): such attempts do
+    not use up ``max_attempts``.
     """
 
     delay: float = Field(default=0.0, ge=0.0)
@@ -50,9 +52,11 @@ Outcome = Generated | Ended | Retry
 
 
 class Receipt(Record):
-    """The ledger's answer to a commit. ``accepted`` is false when the fence was refused: drop the work, all is well.
+    """The ledger's answer to a commit. ``accepted`` is false when the fence was refused: drop the work, all
+    is well.
 
-    ``ticket`` is what must be published next, if anything. If the process dies before it does, the audit publishes it.
+    ``ticket`` is what must be published next, if anything. If the process dies before it does, the audit
+    publishes it.
     """
 
     accepted: bool
@@ -133,18 +137,20 @@ class Ledger(Protocol):
     async def accept(
         self, run_id: str, cursor: int, next_cursor: int, groups: Sequence[Group]
     ) -> list[Ticket]:
-        """Take examples ``cursor`` .. ``next_cursor - 1`` of the run's input; ``groups`` are those with samples to do.
+        """Take examples ``cursor`` .. ``next_cursor - 1`` of the run's input; ``groups`` are those with
+        samples to do.
 
-        Does nothing, and returns no tickets, unless the run is open and its cursor is exactly ``cursor``: so a repeated
-        call accepts nothing twice. Returns the tickets to publish, one a group.
+        Does nothing, and returns no tickets, unless the run is open and its cursor is exactly ``cursor``: so
+        a repeated call accepts nothing twice. Returns the tickets to publish, one a group.
         """
         ...
 
     async def claim(self, ticket: Ticket, worker: str, lease: float) -> Claim | None:
         """Take ownership of the ticket's samples that are still wanted, for ``lease`` seconds.
 
-        Wanted: the run is open (or paused, and this is not its first stage), the sample waits in the ticket's stage, and the ticket's attempt is its newest.
-        ``None`` when no sample is granted: acknowledge the ticket and forget it.
+        Wanted: the run is open (or paused, and this is not its first stage), the sample waits in the ticket's
+        stage, and the ticket's attempt is its newest. ``None`` when no sample is granted: acknowledge the
+        ticket and forget it.
         """
         ...
 
@@ -159,7 +165,9 @@ class Ledger(Protocol):
         ...
 
     async def open_rollouts(self, run_id: str, limit: int) -> list[tuple[Example, int, int, float]]:
-        """Return up to ``limit`` rollouts that have not ended: example, example index, sample index, accepted_at."""
+        """Return up to ``limit`` rollouts that have not ended: example, example index, sample index,
+        accepted_at.
+        """
         ...
 
     async def state_of(self, run_id: str, example_index: int, sample_index: int) -> RolloutState | None:
@@ -174,7 +182,9 @@ class Ledger(Protocol):
         ...
 
     async def acknowledge(self, run_id: str, position: str) -> int:
-        """Drop events up to ``position``: the archive holds them. Returns how many. This is what opens the window."""
+        """Drop events up to ``position``: the archive holds them. Returns how many. This is what opens the
+        window.
+        """
         ...
 
     async def promote_due(self, limit: int) -> list[Ticket]:
@@ -182,7 +192,9 @@ class Ledger(Protocol):
         ...
 
     async def waiting(self, stage: Stage, older_than: float, limit: int) -> tuple[int, list[Ticket]]:
-        """Return how many tickets wait for a claim in this stage, and the oldest that have waited ``older_than`` s."""
+        """Return how many tickets wait for a claim in this stage, and the oldest that have waited
+        ``older_than`` s.
+        """
         ...
 
     async def heartbeat(self, worker: str, info: dict[str, str]) -> bool:
@@ -194,7 +206,9 @@ class Ledger(Protocol):
         ...
 
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
-        """Return attempts a worker owns: all of them, or only those ``overdue_by`` seconds past their deadline."""
+        """Return attempts a worker owns: all of them, or only those ``overdue_by`` seconds past their
+        deadline.
+        """
         ...
 
     async def drop_lease(self, worker: str) -> None:

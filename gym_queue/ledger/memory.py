@@ -1,4 +1,6 @@
-"""The ledger in this process's memory: the twin of the Redis ledger for tests and for reading what the contract means."""
+"""The ledger in this process's memory: the twin of the Redis ledger for tests and for reading what the
+contract means.
+"""
 
 from __future__ import annotations
 

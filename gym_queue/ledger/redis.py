@@ -1,7 +1,8 @@
 """The ledger on Redis (6.2 or newer): each atomic step is one Lua script in ``lua/``.
 
-Calls made by coroutines of one event loop at the same time share a round trip: while one batch is under way, the next
-collects. A sample's record is one hash field, ``state|attempt|failures|since|worker|nonce``; once ended, just its state.
+Calls made by coroutines of one event loop at the same time share a round trip: while one batch is under way,
+the next collects. A sample's record is one hash field, ``state|attempt|failures|since|worker|nonce``; once
+ended, just its state.
 """
 
 from __future__ import annotations
@@ -352,7 +353,8 @@ class RedisLedger:
         example, accepted_at, record, payload = await self._client.hmget(
             names.group_key(claim.run_id, claim.example_index), "example", "at", f"s:{sample}", f"p:{sample}"
         )
-        state, attempt, failures, _, owner, *_ = (*(record or b"").decode().split("|"), *[""] * 5)
+        said: list[str] = (record or b"").decode().split("|") + [""] * 5
+        state, attempt, failures, _, owner = said[:5]
         if (state, attempt, owner) != (RUNNING_STATE[claim.stage].value, str(claim.attempt), worker):
             await self._client.zrem(names.claims_key(worker), member)
             return None

@@ -1,4 +1,6 @@
-"""Compares the ledger with the broker: a ticket that should wait in a queue and does not is published again (G4)."""
+"""Compares the ledger with the broker: a ticket that should wait in a queue and does not is published again
+(G4).
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ class Broker(Protocol):
 async def audit(ledger: Ledger, broker: Broker, publisher: Publisher, grace: float) -> int:
     """Publish the oldest tickets that have waited ``grace`` seconds, as many as the broker's queues lack.
 
-    One ticket too many is harmless: the claim refuses it. So counting is enough, and no queue is read through.
-    Also publishes retries whose delay is over. Returns how many tickets were published.
+    One ticket too many is harmless: the claim refuses it. So counting is enough, and no queue is read
+    through. Also publishes retries whose delay is over. Returns how many tickets were published.
     """
     published = 0
     while due := await ledger.promote_due(_BATCH):

@@ -55,7 +55,9 @@ async def lose(
     failure_class: FailureClass,
     error: str,
 ) -> int:
-    """Take attempts away from their worker: each is tried again or, if it may not be, failed. Returns how many."""
+    """Take attempts away from their worker: each is tried again or, if it may not be, failed. Returns how
+    many.
+    """
     runs = {run_id: await ledger.run(run_id) for run_id in {attempt.fence.run_id for attempt in attempts}}
     receipts = await asyncio.gather(
         *(

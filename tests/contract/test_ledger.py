@@ -1,4 +1,4 @@
-"""What every ledger must do, on Redis and in memory: the contract of ``gym_queue.ledger.base`` as examples."""
+"""What every ledger must do: the contract of ``gym_queue.ledger.base`` as examples."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 State = Literal["succeeded", "failed", "cancelled"]
 
 
-def ended(  # noqa: PLR0913
+def ended(
     example: int,
     sample: int,
     *,

@@ -29,7 +29,7 @@ SAMPLES = 6
 
 def some_run(seed: int) -> list[Event]:
     """Return a run with all that occurs: failed and cancelled samples, no rewards, an incomplete example."""
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
     events = []
     for example in range(12):
         for sample in range(SAMPLES if example else 2):
