@@ -92,22 +92,35 @@ class EmbeddedStack:
     """Everything that one run needs on this machine.
 
     Enter it on the main thread: the processes die with the thread that did (``children.spawn`` says why).
-    ``redis_url`` is left alone where the user set it; otherwise a Redis of our own starts, empty, in
-    ``run_dir/redis``: what an earlier command left there names workers that are gone, and what counts of it
-    is in the output. After entering, ``settings`` carry the URL to use. ``wait_ready`` before the work, and
-    keep ``supervise`` running beside both.
+    ``redis_url`` is left alone where the user set it; otherwise a Redis of our own starts in
+    ``run_dir/redis``, with what an earlier command left there, or without if ``fresh``. After entering,
+    ``settings`` carry the URL to use. ``wait_ready`` before the work, and keep ``supervise`` running beside
+    both.
     """
 
-    def __init__(self, settings: Settings, run_dir: Path, *, workers: int, verifiers: int) -> None:
+    def __init__(
+        self, settings: Settings, run_dir: Path, *, workers: int, verifiers: int, fresh: bool = True
+    ) -> None:
         self.settings = settings
         self.run_dir = run_dir.absolute()
         self.workers = workers
         self.verifiers = verifiers
+        self.fresh = fresh
         self.parts: dict[str, Part] = {}
         self._records: dict[str, _Record] = {}
         self._redis: RedisServer | None = None
         self._suffix = ""
         self._ready = False
+
+    @property
+    def own_redis(self) -> bool:
+        """Whether nobody else can be using the Redis."""
+        return self._redis is not None
+
+    @property
+    def pids(self) -> set[int]:
+        """Ids of the processes that were started last, alive or not."""
+        return {part.process.pid for part in self.parts.values() if part.process}
 
     async def __aenter__(self) -> Self:
         try:
@@ -133,7 +146,7 @@ class EmbeddedStack:
                 f"-{os.getpid()}"  # others may share that Redis; two workers of one name confuse it
             )
         else:
-            self._redis = RedisServer(self.run_dir / "redis", logs / "redis.log", fresh=True)
+            self._redis = RedisServer(self.run_dir / "redis", logs / "redis.log", fresh=self.fresh)
             self._add("redis", self._redis)
             await asyncio.to_thread(self._redis.wait_ready)
             self.settings = self.settings.model_copy(update={"redis_url": self._redis.url})
@@ -174,11 +187,11 @@ class EmbeddedStack:
             if name not in _WITHOUT_LEASE and (part.process is None or part.process.pid not in pids)
         ]
 
-    async def supervise(self, buried: Callable[[str, int], Awaitable[None]] | None = None) -> None:
+    async def supervise(self, died: Callable[[int], object] | None = None) -> None:
         """Start what died again, each time a little later, until cancelled.
 
-        ``buried`` is told the name and the id of each process that died, so that its work can be given back
-        at once: nobody else knows it to be dead before its lease has run out.
+        ``died`` is told the id of each process that died, so that its work can be given back at once: nobody
+        else knows it to be dead before its lease has run out.
 
         Raises:
             StackError: a part keeps dying; the sentence has its last words.
@@ -186,8 +199,8 @@ class EmbeddedStack:
         while True:
             for name, part in self.parts.items():
                 pid = self._look_after(name, part, self._records[name])
-                if pid is not None and buried is not None:
-                    await buried(name, pid)
+                if pid is not None and died is not None:
+                    died(pid)
             await asyncio.sleep(_WATCH_INTERVAL)
 
     def _look_after(self, name: str, part: Part, record: _Record) -> int | None:

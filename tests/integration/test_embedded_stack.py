@@ -111,12 +111,8 @@ async def test_what_dies_starts_again(
 ) -> None:
     play(monkeypatch, {"gpu1": worker("gpu1")})
     async with EmbeddedStack(Settings(), tmp_path, workers=1, verifiers=0) as stack:
-        graves: list[tuple[str, int]] = []
-
-        async def bury(name: str, pid: int) -> None:
-            graves.append((name, pid))
-
-        supervision = asyncio.create_task(stack.supervise(bury))
+        dead: list[int] = []
+        supervision = asyncio.create_task(stack.supervise(dead.append))
         pids = Pids(stack.settings.redis_url)
         await stack.wait_ready(pids.ready)
         first = pids.read()["gpu1"]
@@ -128,7 +124,7 @@ async def test_what_dies_starts_again(
             redis.kill()
             await async_wait_until(lambda: stack.parts["redis"].process is not redis, what="a new Redis")
             await asyncio.to_thread(stack._redis.wait_ready)  # type: ignore[union-attr]
-        assert graves == [("gpu1", first), ("redis", redis.pid)]
+        assert dead == [first, redis.pid]
         assert "gpu1 was killed by SIGKILL; it starts again in 0.5 s" in caplog.text
         assert pids.read()["gpu1"] != first, "Redis has its records back"
         pids.client.close()

@@ -1,0 +1,54 @@
+"""Gives back the work of workers that we know to be dead, long before their leases run out."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from typing import TYPE_CHECKING
+
+from gym_queue.errors import GymQueueError
+from gym_queue.maintenance.reap import lose
+from gym_queue.records import FailureClass
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Collection
+
+    from gym_queue.ledger.base import Lease, Ledger
+    from gym_queue.pipeline import Publisher
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 1000
+
+
+async def leased(ledger: Ledger) -> set[int]:
+    """Return the ids of the processes of this machine that hold a lease."""
+    leases = await ledger.leases()
+    return {int(lease.info["pid"]) for lease in leases if lease.info.get("node") == platform.node()}
+
+
+async def bury_others(ledger: Ledger, publisher: Publisher, living: Collection[int]) -> None:
+    """Give back what an earlier command's workers left in a ledger that only the ``living`` can be using."""
+    ours = {str(pid) for pid in living}
+    for lease in await ledger.leases():
+        if lease.info.get("pid", "") not in ours:
+            await _bury(ledger, publisher, lease)
+
+
+async def bury_as_they_die(deaths: asyncio.Queue[int], ledger: Ledger, publisher: Publisher) -> None:
+    """Give back the work of this machine's processes whose ids come through ``deaths``. Never ends."""
+    while True:
+        pid = await deaths.get()
+        try:
+            for lease in await ledger.leases():
+                if (lease.info.get("node"), lease.info.get("pid")) == (platform.node(), str(pid)):
+                    await _bury(ledger, publisher, lease)
+        except GymQueueError as error:
+            _log.warning("the work of process %d waits until its lease runs out: %s", pid, error)
+
+
+async def _bury(ledger: Ledger, publisher: Publisher, lease: Lease) -> None:
+    while owned := await ledger.owned(lease.worker, None, _BATCH):
+        await lose(ledger, publisher, owned, FailureClass.INFRASTRUCTURE, f"worker {lease.worker} died")
+    await ledger.drop_lease(lease.worker)

@@ -1,0 +1,196 @@
+"""One run on an embedded stack, from flags to files and an exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from gym_queue import assembly
+from gym_queue.cli.burial import bury_as_they_die, bury_others, leased
+from gym_queue.cli.interrupts import Interrupts
+from gym_queue.cli.job import load_settings, prepare
+from gym_queue.cli.progress import open_view
+from gym_queue.cli.status import INTERRUPTED, OK, PROGRAM, SOME_FAILED, say
+from gym_queue.cli.summary import summary
+from gym_queue.coordinator.metrics import write_metrics
+from gym_queue.coordinator.run import Coordinator, Interrupted
+from gym_queue.embedded.stack import EmbeddedStack
+from gym_queue.errors import GymQueueError, StorageError
+from gym_queue.telemetry.logging import configure
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from typing import Any
+
+    from gym_queue.cli.job import Job
+    from gym_queue.cli.options import Options
+    from gym_queue.cli.progress import View
+    from gym_queue.coordinator.metrics import RunMetrics
+    from gym_queue.ledger.base import Ledger
+    from gym_queue.pipeline import Publisher
+    from gym_queue.settings import Settings
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+_REDRAW_INTERVAL = 0.5
+
+
+def execute(options: Options) -> int:
+    """Run to the end and return the exit status.
+
+    Raises:
+        GymQueueError: no rollout was started; the sentence says why.
+    """
+    settings = load_settings(options)
+    configure(settings.log_level if "log_level" in settings.model_fields_set else "WARNING", PROGRAM)
+    job = prepare(options, settings)
+    with job.archive:
+        try:
+            metrics = _collect(job)
+            job.archive.finalize()
+            _write_metrics(job, metrics, complete=True)
+        except (Interrupted, asyncio.CancelledError, KeyboardInterrupt):
+            say(f"interrupted; {_close_early(job)}")
+            return INTERRUPTED
+        except GymQueueError as error:
+            if not job.started:
+                raise
+            say(f"{error}; {_close_early(job)}")
+            return SOME_FAILED
+    shutil.rmtree(job.paths.run_dir / "redis", ignore_errors=True)  # all it knew is in the files now
+    for line in summary(metrics, job.paths):
+        click.echo(line)
+    return SOME_FAILED if metrics.rollouts.failed else OK
+
+
+def _close_early(job: Job) -> str:
+    """Write the metrics so far, if that is possible, and say what there is and how to go on."""
+    try:
+        _write_metrics(job, job.metrics.snapshot(), complete=False)
+    except StorageError as error:
+        _log.info("no metrics of the unfinished run: %s", error)  # the files they come from are what counts
+    kept = (
+        f"{job.archive.count} of {job.total} rollouts are in {job.paths.rows} and {job.paths.failures.name}"
+    )
+    return f"nothing that had ended is lost: {kept}. Go on with: {job.options.continuation}"
+
+
+def _write_metrics(job: Job, metrics: RunMetrics, *, complete: bool) -> None:
+    about = {"run_id": job.spec.run_id, "model": job.spec.model, "samples": job.spec.samples}
+    write_metrics(job.paths.metrics, metrics, {**about, "complete": complete})
+
+
+def _collect(job: Job) -> RunMetrics:
+    if job.archive.count == job.total:
+        job.started = True
+        return job.metrics.snapshot(accepted=job.total)
+    work = f"{job.source.count} examples x {job.spec.samples} samples with {job.spec.model}"
+    say(f"{work}; logs are in {job.paths.run_dir / 'logs'}")
+    return asyncio.run(_run(job))
+
+
+async def _run(job: Job) -> RunMetrics:
+    """Bring the stack up, run, and take it down."""
+    options, run_dir = job.options, job.paths.run_dir
+    with Interrupts() as interrupts:
+        async with (
+            EmbeddedStack(
+                job.settings,
+                run_dir,
+                workers=options.workers,
+                verifiers=options.verifiers,
+                fresh=not options.resume,
+            ) as stack,
+            _connected(stack.settings) as (ledger, publisher),
+        ):
+            deaths: asyncio.Queue[int] = asyncio.Queue()
+            watch = stack.supervise(deaths.put_nowait)
+            async with _beside(watch, bury_as_they_die(deaths, ledger, publisher)) as during:
+                if stack.own_redis:
+                    await during(bury_others(ledger, publisher, stack.pids))
+                await during(_take_up(job, ledger))
+                await during(stack.wait_ready(partial(leased, ledger)))
+                view = open_view(sys.stderr, job.total, job.archive.count)
+                coordinator = Coordinator(
+                    ledger=ledger,
+                    publisher=publisher,
+                    spec=job.spec,
+                    source=job.source,
+                    archive=job.archive,
+                    metrics=job.metrics,
+                    window=job.settings.window,
+                    on_progress=view.update,
+                    grace=job.settings.shutdown_grace,
+                )
+                interrupts.gently = partial(_interrupt, coordinator, job.settings.shutdown_grace)
+                job.started = True
+                with contextlib.closing(view):
+                    async with _beside(_redraw(view)):
+                        return await during(coordinator.run())
+
+
+def _interrupt(coordinator: Coordinator, grace: float) -> None:
+    say(f"interrupted; rollouts in flight have {grace:g} s to end (press Ctrl-C again to stop at once)")
+    coordinator.interrupt()
+
+
+async def _redraw(view: View) -> None:
+    while True:
+        await asyncio.sleep(_REDRAW_INTERVAL)
+        view.refresh()
+
+
+@contextlib.asynccontextmanager
+async def _connected(settings: Settings) -> AsyncIterator[tuple[Ledger, Publisher]]:
+    ledger = assembly.make_ledger(settings)
+    publisher = assembly.make_broker(settings)
+    try:
+        yield ledger, publisher
+    finally:
+        await publisher.close()
+        await ledger.close()
+
+
+async def _take_up(job: Job, ledger: Ledger) -> None:
+    """Forget what the ledger knows of the run if rows it saw written are gone: they must be done again."""
+    status = await ledger.run(job.spec.run_id)
+    if status is not None and status.archived > job.archive.count:
+        await ledger.forget_run(job.spec.run_id)
+
+
+@contextlib.asynccontextmanager
+async def _beside(
+    *helpers: Coroutine[Any, Any, None],
+) -> AsyncIterator[Callable[[Awaitable[_Result]], Awaitable[_Result]]]:
+    """Run helpers, which never end by themselves, beside the block.
+
+    Gives a function that awaits some work and, if a helper fails meanwhile, cancels it and raises the
+    helper's error.
+    """
+    tasks = [asyncio.create_task(helper) for helper in helpers]
+
+    async def during(work: Awaitable[_Result]) -> _Result:
+        main = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({main, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            if not main.done():
+                await asyncio.gather(*(task for task in tasks if task.done()))
+            return await main
+        finally:
+            main.cancel()
+            await asyncio.gather(main, return_exceptions=True)
+
+    try:
+        yield during
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,156 @@
+"""A run that is known to be possible: everything is looked at before anything is started."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from gym_queue import assembly
+from gym_queue.cli.status import say
+from gym_queue.coordinator import manifest
+from gym_queue.coordinator.archive import Archive, paths
+from gym_queue.coordinator.manifest import Manifest
+from gym_queue.coordinator.metrics import Metrics
+from gym_queue.coordinator.source import EnvironmentSource, JsonlSource
+from gym_queue.errors import UsageError
+from gym_queue.records import Limits, RunSpec, Sampling
+from gym_queue.settings import Settings
+
+if TYPE_CHECKING:
+    from gym_queue.cli.options import Options
+    from gym_queue.coordinator.archive import OutputPaths
+    from gym_queue.coordinator.source import Source
+
+
+@dataclass
+class Job:
+    """A run that is known to be possible. ``started`` says whether any of it has been fed to workers."""
+
+    options: Options
+    settings: Settings
+    source: Source
+    spec: RunSpec
+    archive: Archive
+    metrics: Metrics
+    started: bool = False
+
+    @property
+    def total(self) -> int:
+        """Rollouts of the run."""
+        return self.source.count * self.spec.samples
+
+    @property
+    def paths(self) -> OutputPaths:
+        """Where the output is."""
+        return self.archive.paths
+
+
+def load_settings(options: Options) -> Settings:
+    """Return the settings, flags over environment over file.
+
+    Raises:
+        UsageError: a value cannot be used.
+    """
+    flags: dict[str, Any] = {} if options.concurrency is None else {"concurrency": options.concurrency}
+    try:
+        settings = Settings(**flags)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        msg = f"the setting {name} cannot be used: {first['msg']}"
+        raise UsageError(msg) from error
+    except tomllib.TOMLDecodeError as error:
+        msg = f"gym_queue.toml is not TOML: {error}"
+        raise UsageError(msg) from error
+    if settings.log_level.upper() not in logging.getLevelNamesMapping():
+        msg = f"the setting LOG_LEVEL cannot be used: {settings.log_level} is no level"
+        raise UsageError(msg)
+    return settings
+
+
+def prepare(options: Options, settings: Settings) -> Job:
+    """Check input, model and earlier output, in this order, and open the output.
+
+    Raises:
+        GymQueueError: the run is not possible; nothing was started.
+    """
+    source = _open_source(options)
+    assembly.check_model(options.model, settings)
+    earlier = manifest.read(paths(options.output).run_dir) if options.resume else None
+    spec = _spec(options, settings, source, earlier)
+    _check_same(options, Manifest(spec=spec, examples=source.count, command=options.command), earlier)
+    metrics = Metrics(options.samples)
+    archive = Archive(options.output, options.samples).open(resume=options.resume, on_row=metrics.add)
+    try:
+        run_dir = archive.paths.run_dir
+        manifest.write(run_dir, Manifest(spec=spec, examples=source.count, command=options.command))
+    except BaseException:
+        archive.close()
+        raise
+    for note in archive.notes:
+        say(note)
+    return Job(options, settings, source, spec, archive, metrics)
+
+
+def _open_source(options: Options) -> Source:
+    if options.input is not None:
+        return JsonlSource(
+            options.input,
+            default_environment=options.environment or "rows",
+            environments=assembly.make_environment,
+            limit=options.limit,
+        )
+    if options.environment is None or options.size is None:
+        msg = "give an INPUT file, or --environment and --size for an environment's own examples"
+        raise UsageError(msg)
+    return EnvironmentSource(
+        assembly.make_environment(options.environment),
+        options.environment,
+        size=options.size,
+        seed=options.seed or 0,
+        limit=options.limit,
+    )
+
+
+def _spec(options: Options, settings: Settings, source: Source, earlier: Manifest | None) -> RunSpec:
+    new_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+    return RunSpec(
+        run_id=earlier.spec.run_id if earlier else new_id,
+        model=options.model,
+        samples=options.samples,
+        sampling=Sampling(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
+        ),
+        limits=Limits(
+            max_attempts=settings.max_attempts,
+            max_turns=settings.max_turns,
+            generate_timeout=settings.generate_timeout,
+            tool_timeout=settings.tool_timeout,
+            verify_timeout=settings.verify_timeout,
+        ),
+        priority=options.priority,
+        input_fingerprint=source.fingerprint,
+    )
+
+
+def _check_same(options: Options, now: Manifest, earlier: Manifest | None) -> None:
+    if not options.resume:
+        return
+    where = paths(options.output)
+    if earlier is None:
+        if any(path.exists() and path.stat().st_size for path in (where.rows, where.failures)):
+            msg = f"{where.rows} cannot be continued: {where.run_dir} does not say what run it belongs to"
+            raise UsageError(msg)
+        return
+    if different := manifest.differences(earlier, now):
+        msg = f"{where.rows} cannot be continued with these settings: {'; '.join(different)}"
+        raise UsageError(msg)

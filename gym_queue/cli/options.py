@@ -1,0 +1,59 @@
+"""What a user asked ``submit-rollouts`` for, checked as far as that goes without looking at anything."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gym_queue.cli.status import PROGRAM
+from gym_queue.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags. ``command`` are the arguments as they were typed."""
+
+    input: Path | None
+    model: str
+    samples: int
+    output: Path
+    environment: str | None
+    size: int | None
+    resume: bool
+    head: str | None
+    limit: int | None
+    concurrency: int | None
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int | None
+    priority: int
+    workers: int
+    verifiers: int
+    command: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuse flags that do not go together.
+
+        Raises:
+            UsageError: one sentence.
+        """
+        if self.head is not None:
+            msg = (
+                "submitting to a head is not possible in this version: "
+                "leave out --head and unset HEAD_SERVER_URL to run on this machine"
+            )
+            raise UsageError(msg)
+        if self.input is not None and self.size is not None:
+            msg = "--size is for an environment's own examples; INPUT is shortened with --limit"
+            raise UsageError(msg)
+
+    @property
+    def continuation(self) -> str:
+        """The command line that goes on where this one stopped, ready for a shell."""
+        resume = () if self.resume else ("--resume",)
+        return shlex.join((PROGRAM, *self.command, *resume))
