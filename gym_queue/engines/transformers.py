@@ -145,7 +145,7 @@ class _Batcher:
         from transformers import GenerationConfig  # noqa: PLC0415 - heavy, and only where a model runs
 
         # Values that are not neutral, so that the processors exist; each request brings its own (`generate`).
-        generation = GenerationConfig(  # type: ignore[no-untyped-call]
+        generation = GenerationConfig(
             do_sample=True,
             temperature=0.5,
             top_k=0,
@@ -252,7 +252,7 @@ def _load(name: str, settings: Settings) -> _Model:
     except ImportError as error:
         raise EngineSetupError(_NOT_INSTALLED) from error
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     has_gpu = torch.cuda.is_available()
     if not has_gpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # verifiers and Redis need cores too

@@ -84,7 +84,7 @@ def build_tokenizer(chat_template: str) -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ROLES])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token="<|im_end|>",  # noqa: S106 - a token of a language model
         pad_token="<|im_end|>",  # noqa: S106
