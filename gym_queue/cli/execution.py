@@ -130,15 +130,15 @@ async def _run(job: Job) -> RunMetrics:
                     on_progress=view.update,
                     grace=job.settings.shutdown_grace,
                 )
-                interrupts.gently = partial(_interrupt, coordinator, job.settings.shutdown_grace)
+                interrupts.gently = partial(_wind_down, coordinator, view, job.settings.shutdown_grace)
                 job.started = True
                 with contextlib.closing(view):
                     async with _beside(_redraw(view)):
                         return await during(coordinator.run())
 
 
-def _interrupt(coordinator: Coordinator, grace: float) -> None:
-    say(f"interrupted; rollouts in flight have {grace:g} s to end (press Ctrl-C again to stop at once)")
+def _wind_down(coordinator: Coordinator, view: View, grace: float) -> None:
+    view.note(f"interrupted; rollouts in flight have {grace:g} s to end (Ctrl-C again stops at once)")
     coordinator.interrupt()
 
 

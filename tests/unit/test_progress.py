@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import os
 import pty
 import re
 import struct
+import sys
 import termios
+from typing import TYPE_CHECKING
 
 from gym_queue.cli.progress import LINE_INTERVAL, Bar, Lines, open_view
 from gym_queue.coordinator.run import Progress
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Clock:
@@ -87,6 +93,7 @@ def test_a_terminal_gets_a_bar() -> None:
     with os.fdopen(theirs, "w") as terminal:
         view = open_view(terminal, 100, 20)
         assert isinstance(view, Bar)
+        view.note("one line")
         view.update(progress(57, 3))
         view.refresh()
         view.close()
@@ -94,9 +101,28 @@ def test_a_terminal_gets_a_bar() -> None:
         shown = os.read(ours, 65536).decode()
     os.close(ours)
     last = shown.replace("\r\n", "").split("\r")[-1]
+    assert "one line\r\n" in shown
     assert re.search(r"60% \|.*\| 60/100 \[.* left, .*3 failed, 7 in flight, mean reward 0\.250\]", last), (
         shown
     )
+
+
+def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, log = io.StringIO(), logging.getLogger("gym_queue")
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler(sys.stderr)])
+    before = log.handlers
+    bar = Bar(stream, 100, 0)
+    log.warning("gpu1 was killed")
+    bar.close()
+    assert "\rgpu1 was killed\n" in stream.getvalue()
+    assert log.handlers == before
+
+
+def test_notes_between_lines() -> None:
+    stream = io.StringIO()
+    open_view(stream, 100, 0, Clock()).note("interrupted")
+    assert stream.getvalue() == "interrupted\n"
 
 
 def test_a_bar_counts_an_update_once() -> None:
