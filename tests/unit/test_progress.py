@@ -11,6 +11,7 @@ import re
 import struct
 import sys
 import termios
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gym_queue.cli.progress import LINE_INTERVAL, Bar, Lines, open_view
@@ -87,6 +88,16 @@ def test_nothing_known_is_nothing_said() -> None:
     assert stream.getvalue() == ""
 
 
+def everything_from(terminal: int) -> str:
+    """Return what was drawn on a terminal whose other end is closed, and close it."""
+    chunks: list[bytes] = []
+    with suppress(OSError):  # EIO is how Linux says that there is no more
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode()
+
+
 def test_a_terminal_gets_a_bar() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 150, 0, 0))
@@ -97,9 +108,7 @@ def test_a_terminal_gets_a_bar() -> None:
         view.update(progress(57, 3))
         view.refresh()
         view.close()
-        terminal.flush()
-        shown = os.read(ours, 65536).decode()
-    os.close(ours)
+    shown = everything_from(ours)
     last = shown.replace("\r\n", "").split("\r")[-1]
     assert "one line\r\n" in shown
     assert re.search(r"60% \|.*\| 60/100 \[.* left, .*3 failed, 7 in flight, mean reward 0\.250\]", last), (
