@@ -7,8 +7,9 @@ import platform
 from typing import TYPE_CHECKING
 
 from gym_queue.errors import GymQueueError
+from gym_queue.ledger.base import Retry
 from gym_queue.maintenance.reap import lose
-from gym_queue.records import FailureClass
+from gym_queue.records import FailureClass, Stage
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,12 +29,19 @@ async def leased(ledger: Ledger) -> set[int]:
     return {int(lease.info["pid"]) for lease in leases if lease.info.get("node") == platform.node()}
 
 
-async def bury_others(ledger: Ledger, publisher: Publisher, living: Collection[int]) -> None:
-    """Give back what an earlier command's workers left in a ledger that only the ``living`` can be using."""
+async def hand_back_others(ledger: Ledger, publisher: Publisher, living: Collection[int]) -> None:
+    """Give back what an earlier command's workers left in a ledger that only the ``living`` can be using.
+
+    Nobody failed, the command was stopped: such attempts do not count.
+    """
     ours = {str(pid) for pid in living}
     for lease in await ledger.leases():
-        if lease.info.get("pid", "") not in ours:
-            await _bury(ledger, publisher, lease)
+        if lease.info.get("pid", "") in ours:
+            continue
+        while owned := await ledger.owned(lease.worker, None, _BATCH):
+            receipts = [await ledger.commit(attempt.fence, Retry(counted=False)) for attempt in owned]
+            await publisher.publish([receipt.ticket for receipt in receipts if receipt.ticket is not None])
+        await ledger.drop_lease(lease.worker)
 
 
 async def bury_as_they_die(deaths: asyncio.Queue[int], ledger: Ledger, publisher: Publisher) -> None:
@@ -49,6 +57,10 @@ async def bury_as_they_die(deaths: asyncio.Queue[int], ledger: Ledger, publisher
 
 
 async def _bury(ledger: Ledger, publisher: Publisher, lease: Lease) -> None:
+    """Take a worker's claims away, and publish what waits again: some of it lay in the worker's memory."""
     while owned := await ledger.owned(lease.worker, None, _BATCH):
         await lose(ledger, publisher, owned, FailureClass.INFRASTRUCTURE, f"worker {lease.worker} died")
     await ledger.drop_lease(lease.worker)
+    for stage in Stage:
+        _, tickets = await ledger.waiting(stage, 0.0, _BATCH)
+        await publisher.publish(tickets)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from gym_queue import assembly
-from gym_queue.cli.burial import bury_as_they_die, bury_others, leased
+from gym_queue.cli.burial import bury_as_they_die, hand_back_others, leased
 from gym_queue.cli.interrupts import Interrupts
 from gym_queue.cli.job import load_settings, prepare
 from gym_queue.cli.progress import open_view
@@ -115,7 +115,7 @@ async def _run(job: Job) -> RunMetrics:
             watch = stack.supervise(deaths.put_nowait)
             async with _beside(watch, bury_as_they_die(deaths, ledger, publisher)) as during:
                 if stack.own_redis:
-                    await during(bury_others(ledger, publisher, stack.pids))
+                    await during(hand_back_others(ledger, publisher, stack.pids))
                 await during(_take_up(job, ledger))
                 await during(stack.wait_ready(partial(leased, ledger)))
                 view = open_view(sys.stderr, job.total, job.archive.count)
@@ -130,15 +130,15 @@ async def _run(job: Job) -> RunMetrics:
                     on_progress=view.update,
                     grace=job.settings.shutdown_grace,
                 )
-                interrupts.gently = partial(_interrupt, coordinator, job.settings.shutdown_grace)
+                interrupts.gently = partial(_wind_down, coordinator, view, job.settings.shutdown_grace)
                 job.started = True
                 with contextlib.closing(view):
                     async with _beside(_redraw(view)):
                         return await during(coordinator.run())
 
 
-def _interrupt(coordinator: Coordinator, grace: float) -> None:
-    say(f"interrupted; rollouts in flight have {grace:g} s to end (press Ctrl-C again to stop at once)")
+def _wind_down(coordinator: Coordinator, view: View, grace: float) -> None:
+    view.note(f"interrupted; rollouts in flight have {grace:g} s to end (Ctrl-C again stops at once)")
     coordinator.interrupt()
 
 

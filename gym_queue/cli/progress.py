@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Never, Protocol, TextIO
@@ -23,6 +24,9 @@ class View(Protocol):
 
     def refresh(self) -> None:
         """Draw if it is time to; call it now and then, since a stuck run sends no updates."""
+
+    def note(self, sentence: str) -> None:
+        """Write a line of its own."""
 
     def close(self) -> None:
         """Draw the last state. Nothing may be drawn afterwards."""
@@ -54,11 +58,14 @@ def _done(progress: Progress) -> int:
 
 
 class Bar:
-    """A tqdm bar."""
+    """A tqdm bar; log lines appear above it."""
 
     def __init__(self, stream: TextIO, total: int, before: int) -> None:
-        from tqdm import tqdm  # noqa: PLC0415 - slow to import, and not needed to parse a command line
+        from tqdm import tqdm  # noqa: PLC0415 - slow to import, and not needed where there is no terminal
+        from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: PLC0415
 
+        self._logs = logging_redirect_tqdm([logging.getLogger("gym_queue")])
+        self._logs.__enter__()
         tqdm.monitor_interval = 0  # no thread of its own: ``refresh`` does its work
         self._bar: tqdm[Never] = tqdm(
             file=stream,
@@ -80,10 +87,15 @@ class Bar:
         """See ``View``."""
         self._bar.refresh()
 
+    def note(self, sentence: str) -> None:
+        """See ``View``."""
+        self._bar.write(sentence, file=self._bar.fp)
+
     def close(self) -> None:
         """See ``View``."""
         self._bar.refresh()
         self._bar.close()
+        self._logs.__exit__(None, None, None)
 
 
 class Lines:
@@ -106,6 +118,10 @@ class Lines:
         """See ``View``."""
         if self._clock() - self._last >= LINE_INTERVAL:
             self._draw()
+
+    def note(self, sentence: str) -> None:
+        """See ``View``."""
+        print(sentence, file=self._stream, flush=True)
 
     def close(self) -> None:
         """See ``View``."""

@@ -23,9 +23,12 @@ _COUNT = click.IntRange(min=1)
 
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
     if wanted:
-        from importlib.metadata import version  # noqa: PLC0415 - slow, and seldom needed
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow, seldom needed
 
-        click.echo(f"gym-queue {version('gym-queue')}")
+        try:
+            click.echo(f"gym-queue {version('gym-queue')}")
+        except PackageNotFoundError:  # run from a source tree
+            click.echo("gym-queue, not installed")
         context.exit()
 
 

@@ -110,3 +110,9 @@ def test_help_and_flags_need_nothing_heavy() -> None:
     """
     for flag in flags.split():
         assert flag in result.stdout
+
+
+def test_the_version(tmp_path: Path) -> None:
+    result = submit(tmp_path, "--version")
+    assert result.returncode == 0
+    assert result.stdout.startswith("gym-queue")

@@ -211,7 +211,7 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(FakeCoordinator, "then", wait_for_ctrl_c)
     result = submit("--seed", "7")
     assert result.exit_code == 130
-    assert "rollouts in flight have 10 s to end (press Ctrl-C again to stop at once)" in result.stderr
+    assert "rollouts in flight have 10 s to end (Ctrl-C again stops at once)" in result.stderr
     continuation = "submit-rollouts in.jsonl --model stub: --samples 2 -o out.jsonl --seed 7 --resume"
     assert "3 of 6 rollouts are in out.jsonl and out.failures.jsonl" in result.stderr
     assert result.stderr.endswith(f"Go on with: {continuation}\n")

@@ -6,7 +6,7 @@ import asyncio
 import platform
 from typing import TYPE_CHECKING
 
-from gym_queue.cli.burial import bury_as_they_die, bury_others, leased
+from gym_queue.cli.burial import bury_as_they_die, hand_back_others, leased
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.records import Example, Group, Limits, RunSpec, Stage, Ticket
@@ -31,15 +31,16 @@ class FakePublisher:
         self.tickets.extend(tickets)
 
 
+def group(index: int) -> Group:
+    example = Example(id=str(index), environment="rows", row={})
+    return Group(example_index=index, samples=(0,), example=example)
+
+
 async def at_work(ledger: MemoryLedger, pids: dict[str, tuple[str, int]]) -> None:
     """Let each worker (name, node, process id) own one rollout."""
     spec = RunSpec(run_id="r", model="stub:", samples=1, limits=Limits(retry_base_delay=0.0))
     await ledger.open_run(spec, "r")
-    groups = [
-        Group(example_index=index, samples=(0,), example=Example(id=str(index), environment="rows", row={}))
-        for index in range(len(pids))
-    ]
-    tickets = await ledger.accept("r", 0, len(pids), groups)
+    tickets = await ledger.accept("r", 0, len(pids), [group(index) for index in range(len(pids))])
     for ticket, (name, (node, pid)) in zip(tickets, pids.items(), strict=True):
         await ledger.heartbeat(name, {"node": node, "pid": str(pid)})
         assert await ledger.claim(ticket, name, 600.0)
@@ -58,17 +59,19 @@ async def test_leases_of_this_machine_only() -> None:
 async def test_what_an_earlier_command_left_is_given_back() -> None:
     ledger, publisher = MemoryLedger(), FakePublisher()
     await at_work(ledger, {"old": (HERE, DEAD), "new": (HERE, ALIVE)})
-    await bury_others(ledger, publisher, {ALIVE})
+    await hand_back_others(ledger, publisher, {ALIVE})
     assert await owners(ledger) == {"new"}
     assert [lease.worker for lease in await ledger.leases()] == ["new"]
-    assert [(ticket.stage, ticket.example_index) for ticket in await again(ledger, publisher)] == [
-        (Stage.GENERATE, 0)
-    ]
+    [ticket] = publisher.tickets
+    assert (ticket.stage, ticket.example_index) == (Stage.GENERATE, 0)
+    claim = await ledger.claim(ticket, "new", 600.0)
+    assert claim is not None
+    assert claim.samples[0].failures == 0, "nobody failed"
 
 
-async def again(ledger: MemoryLedger, publisher: FakePublisher) -> list[Ticket]:
+async def again(ledger: MemoryLedger, publisher: FakePublisher, after: Ticket) -> set[Ticket]:
     """Return the tickets of what was given back: published, or due at once."""
-    return publisher.tickets + await ledger.promote_due(10)
+    return {*publisher.tickets, *await ledger.promote_due(10)} - {after}
 
 
 async def test_a_worker_is_buried_as_it_dies() -> None:
@@ -80,9 +83,14 @@ async def test_a_worker_is_buried_as_it_dies() -> None:
     async def buried() -> bool:
         return await owners(ledger) == {"twin", "other"}
 
+    [unclaimed] = await ledger.accept("r", 3, 4, [group(3)])
     deaths.put_nowait(DEAD)
     await async_wait_until(buried, what="the burial")
-    assert len(await again(ledger, publisher)) == 1
+    await async_wait_until(lambda: unclaimed in publisher.tickets, what="what it may have had in its memory")
+    [ticket] = await again(ledger, publisher, after=unclaimed)
+    claim = await ledger.claim(ticket, "other", 600.0)
+    assert claim is not None
+    assert claim.samples[0].failures == 1
     gravedigger.cancel()
 
 

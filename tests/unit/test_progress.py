@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import os
 import pty
 import re
 import struct
+import sys
 import termios
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from gym_queue.cli.progress import LINE_INTERVAL, Bar, Lines, open_view
 from gym_queue.coordinator.run import Progress
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Clock:
@@ -81,22 +88,50 @@ def test_nothing_known_is_nothing_said() -> None:
     assert stream.getvalue() == ""
 
 
+def everything_from(terminal: int) -> str:
+    """Return what was drawn on a terminal whose other end is closed, and close it."""
+    chunks: list[bytes] = []
+    with suppress(OSError):  # EIO is how Linux says that there is no more
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode()
+
+
 def test_a_terminal_gets_a_bar() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 150, 0, 0))
     with os.fdopen(theirs, "w") as terminal:
         view = open_view(terminal, 100, 20)
         assert isinstance(view, Bar)
+        view.note("one line")
         view.update(progress(57, 3))
         view.refresh()
         view.close()
-        terminal.flush()
-        shown = os.read(ours, 65536).decode()
-    os.close(ours)
+    shown = everything_from(ours)
     last = shown.replace("\r\n", "").split("\r")[-1]
+    assert "one line\r\n" in shown
     assert re.search(r"60% \|.*\| 60/100 \[.* left, .*3 failed, 7 in flight, mean reward 0\.250\]", last), (
         shown
     )
+
+
+def test_log_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, log = io.StringIO(), logging.getLogger("gym_queue")
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler(sys.stderr)])
+    before = log.handlers
+    bar = Bar(stream, 100, 0)
+    log.warning("gpu1 was killed")
+    bar.close()
+    assert "\rgpu1 was killed\n" in stream.getvalue()
+    assert log.handlers == before
+
+
+def test_notes_between_lines() -> None:
+    stream = io.StringIO()
+    open_view(stream, 100, 0, Clock()).note("interrupted")
+    assert stream.getvalue() == "interrupted\n"
 
 
 def test_a_bar_counts_an_update_once() -> None:
