@@ -70,7 +70,7 @@ class Worker:
         self._engines: dict[str, Engine] = {}
 
     def _configure_logging(self, **_: Any) -> None:
-        configure(self.settings.log_level)
+        configure(self.settings.log_level, self.kind)
 
     def _own(self) -> None:
         """Make what belongs to one process only: after a fork, nothing of the parent's is used."""
