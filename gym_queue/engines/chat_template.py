@@ -34,7 +34,8 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, stop_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
-        self._stop_texts = [tokenizer.decode([stop]) for stop in stop_ids]
+        self._stop_ids = frozenset(stop_ids)
+        self._stop_texts = [tokenizer.decode([stop]) for stop in self._stop_ids]
 
     def prompt_ids(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], prefix: tuple[int, ...]
@@ -77,18 +78,15 @@ class ChatTemplate:
         text = self._render([*messages[:last], marked, *messages[last + 1 :]], tools)
         before, found, after = text.rpartition(_MARKER)
         if not found or _MARKER in before:
-            msg = (
-                "the chat template does not show the assistant's message once, so no turn can be added to it"
-            )
+            msg = "the chat template does not show an assistant's message once, so no turn can follow it"
             raise ModelError(msg)
         ends = [(after.find(stop), stop) for stop in self._stop_texts if stop in after]
-        if (
-            marked.get("tool_calls") and ends
-        ):  # what closes the call itself stands between marker and end of turn
+        if marked.get("tool_calls") and ends:  # skip what closes the call itself
             after = after[min(ends)[0] :]
-        sampled_end = self._tokenizer.decode([prefix[-1]]) in self._stop_texts
+        if prefix[-1] not in self._stop_ids:
+            return after
         ending = next((stop for stop in self._stop_texts if after.startswith(stop)), "")
-        return after[len(ending) :] if sampled_end else after
+        return after[len(ending) :]
 
     def _render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
         try:
@@ -99,7 +97,7 @@ class ChatTemplate:
                 tokenize=False,
             )
         except Exception as error:  # a template is a program of its author; it may raise anything
-            msg = f"the chat template refuses this conversation: {error}"
+            msg = f"the chat template refuses this conversation: {' '.join(str(error).split())}"
             raise ModelError(msg) from error
         return str(text)
 

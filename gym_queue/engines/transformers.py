@@ -12,11 +12,9 @@ forward pass within 1e-5 (fp32, CPU).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import itertools
 import json
-import logging
 import os
 import re
 import threading
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from gym_queue.records import Message, Sampling
     from gym_queue.settings import Settings
 
-_log = logging.getLogger(__name__)
 
 _PAGE = 16
 """Tokens in one block of the CPU's cache; prompts share whole blocks, and short ones should share too."""
@@ -162,8 +159,7 @@ class _Batcher:
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._watching: asyncio.Task[None] | None = None
-        # The manager's thread inherits `daemon` from its starter: a worker that ends without `close` must
-        # end.
+        # The manager's thread inherits `daemon` from its starter: without `close`, a worker must still end.
         starter = threading.Thread(target=self._manager.start, daemon=True)
         starter.start()
         starter.join()
@@ -175,9 +171,7 @@ class _Batcher:
     async def generate(self, prompt: list[int], sampling: Sampling, stop_ids: tuple[int, ...]) -> Any:
         """Return transformers' ``GenerationOutput``; cancelling stops the generation."""
         room = self._room - len(prompt)
-        if (
-            room < 1
-        ):  # a request that cannot fit would end the manager's thread, and every other request with it
+        if room < 1:  # in the manager it would end the thread, and every other request with it
             msg = f"a prompt of {len(prompt)} tokens leaves no room in a context of {self._room}"
             raise ModelError(msg)
         is_greedy = sampling.temperature == 0.0
@@ -223,8 +217,6 @@ class _Batcher:
         """Stop the thread: at once and failing what waits (``hard``), or after what was begun is done."""
         if self._watching is not None:
             self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
         timeout = _STOP_TIMEOUT if hard else None
         await asyncio.to_thread(self._manager.stop, block=True, timeout=timeout, hard_stop=hard)
         self._fail_waiting("the engine was closed")

@@ -138,7 +138,7 @@ def test_a_template_that_refuses_is_the_models_failure(chat_with: Callable[[str]
 
 def test_a_template_that_hides_the_reply_cannot_be_continued(chat_with: Callable[[str], Chat]) -> None:
     hides = "{% for m in messages %}{{ m.role }}{% endfor %}"
-    with pytest.raises(ModelError, match="no turn can be added"):
+    with pytest.raises(ModelError, match="no turn can follow"):
         chat_with(hides).second_turn("4", {"role": "assistant", "content": "4"}, NEXT)
 
 
