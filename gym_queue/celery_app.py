@@ -20,7 +20,7 @@ from kombu.utils.uuid import uuid
 from redis.exceptions import RedisError
 
 from gym_queue import names
-from gym_queue.errors import BrokerError
+from gym_queue.errors import REDIS_DISK_FULL, BrokerError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +92,18 @@ def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Cele
     return app
 
 
+def _translated(error: Exception) -> BrokerError | StorageError:
+    """Give a failure of the driver its class; kombu hides what Redis said behind errors of its own."""
+    failure: BrokerError | StorageError = BrokerError(f"broker: {error}")
+    cause: BaseException | None = error
+    while cause is not None:
+        if "MISCONF" in str(cause):
+            failure = StorageError(REDIS_DISK_FULL)
+        cause = cause.__cause__ or cause.__context__
+    failure.__cause__ = error
+    return failure
+
+
 class CeleryBroker:
     """Sends tickets, many to a round trip (callers that publish at the same time share a batch), and counts
     them.
@@ -119,12 +131,11 @@ class CeleryBroker:
         while self._queue:
             batch, self._queue = self._queue, []
             tickets = [ticket for some, _ in batch for ticket in some]
-            failure: BrokerError | None = None
+            failure: BrokerError | StorageError | None = None
             try:
                 await loop.run_in_executor(self._thread, self._send, tickets)
             except (OSError, KombuError, RedisError) as error:
-                failure = BrokerError(f"broker: {error}")
-                failure.__cause__ = error
+                failure = _translated(error)
             for _, future in batch:
                 if future.done():
                     continue

@@ -54,6 +54,11 @@ class StorageError(GymQueueError):
     retryable = True
 
 
+REDIS_DISK_FULL = (
+    "Redis takes no more writes, because it cannot write its append-only file (is its disk full?)"
+)
+
+
 class StackError(GymQueueError):
     """A part of the embedded stack did not start or died."""
 

@@ -21,6 +21,7 @@ from gym_queue.pipeline import Pipeline
 from gym_queue.records import FailureClass, Stage, Ticket
 from gym_queue.settings import Settings
 from gym_queue.telemetry.logging import configure
+from gym_queue.telemetry.machine import machine
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -175,6 +176,7 @@ class RenewLease(bootsteps.StartStopStep):
         info = {
             "kind": worker.kind,
             "node": platform.node(),
+            "machine": machine(),
             "pid": str(os.getpid()),
             "slots": str(pool.limit),
             "used": str(getattr(pool, "used", "")),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import platform
 from typing import TYPE_CHECKING
 
 from gym_queue.errors import GymQueueError
 from gym_queue.ledger.base import Retry
 from gym_queue.maintenance.reap import lose
 from gym_queue.records import FailureClass, Stage
+from gym_queue.telemetry.machine import is_running, machine
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,17 +26,23 @@ _BATCH = 1000
 async def leased(ledger: Ledger) -> set[int]:
     """Return the ids of the processes of this machine that hold a lease."""
     leases = await ledger.leases()
-    return {int(lease.info["pid"]) for lease in leases if lease.info.get("node") == platform.node()}
+    return {int(lease.info["pid"]) for lease in leases if lease.info.get("machine") == machine()}
 
 
-async def hand_back_others(ledger: Ledger, publisher: Publisher, living: Collection[int]) -> None:
-    """Give back what an earlier command's workers left in a ledger that only the ``living`` can be using.
+async def hand_back_of_the_dead(
+    ledger: Ledger, publisher: Publisher, living: Collection[int] | None = None
+) -> None:
+    """Give back what workers of an earlier command left.
 
-    Nobody failed, the command was stopped: such attempts do not count.
+    In a ledger that only the ``living`` can be using, all others are gone; in one that is shared (``None``),
+    those of this machine whose process is. Nobody failed, the command was stopped: such attempts do not
+    count.
     """
-    ours = {str(pid) for pid in living}
     for lease in await ledger.leases():
-        if lease.info.get("pid", "") in ours:
+        pid = int(lease.info["pid"])
+        if living is None and (lease.info.get("machine") != machine() or is_running(pid)):
+            continue
+        if living is not None and pid in living:
             continue
         while owned := await ledger.owned(lease.worker, None, _BATCH):
             receipts = [await ledger.commit(attempt.fence, Retry(counted=False)) for attempt in owned]
@@ -50,7 +56,7 @@ async def bury_as_they_die(deaths: asyncio.Queue[int], ledger: Ledger, publisher
         pid = await deaths.get()
         try:
             for lease in await ledger.leases():
-                if (lease.info.get("node"), lease.info.get("pid")) == (platform.node(), str(pid)):
+                if (lease.info.get("machine"), lease.info.get("pid")) == (machine(), str(pid)):
                     await _bury(ledger, publisher, lease)
         except GymQueueError as error:
             _log.warning("the work of process %d waits until its lease runs out: %s", pid, error)

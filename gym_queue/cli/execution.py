@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from gym_queue import assembly
-from gym_queue.cli.burial import bury_as_they_die, hand_back_others, leased
+from gym_queue.cli.burial import bury_as_they_die, hand_back_of_the_dead, leased
 from gym_queue.cli.interrupts import Interrupts
 from gym_queue.cli.job import load_settings, prepare
 from gym_queue.cli.progress import open_view
@@ -114,8 +114,9 @@ async def _run(job: Job) -> RunMetrics:
             deaths: asyncio.Queue[int] = asyncio.Queue()
             watch = stack.supervise(deaths.put_nowait)
             async with _beside(watch, bury_as_they_die(deaths, ledger, publisher)) as during:
-                if stack.own_redis:
-                    await during(hand_back_others(ledger, publisher, stack.pids))
+                await during(
+                    hand_back_of_the_dead(ledger, publisher, stack.pids if stack.own_redis else None)
+                )
                 await during(_take_up(job, ledger))
                 await during(stack.wait_ready(partial(leased, ledger)))
                 view = open_view(sys.stderr, job.total, job.archive.count)

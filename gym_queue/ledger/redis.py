@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from gym_queue import names
-from gym_queue.errors import ConflictError, LedgerError
+from gym_queue.errors import REDIS_DISK_FULL, ConflictError, LedgerError, StorageError
 from gym_queue.ledger.base import (
     Claim,
     ClaimedSample,
@@ -54,6 +54,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
+        if "MISCONF" in str(error):
+            raise StorageError(REDIS_DISK_FULL) from error
         msg = f"Redis: {error}"
         raise LedgerError(msg) from error
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import platform
+import os
 from typing import TYPE_CHECKING
 
-from gym_queue.cli.burial import bury_as_they_die, hand_back_others, leased
+from gym_queue.cli.burial import bury_as_they_die, hand_back_of_the_dead, leased
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.records import Example, Group, Limits, RunSpec, Stage, Ticket
+from gym_queue.telemetry.machine import machine
 from gym_queue.testing import async_wait_until
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from gym_queue.ledger.base import Lease
 
 DEAD, ALIVE = 4242, 4343
-HERE = platform.node()
+HERE = machine()
 
 
 class FakePublisher:
@@ -42,7 +43,7 @@ async def at_work(ledger: MemoryLedger, pids: dict[str, tuple[str, int]]) -> Non
     await ledger.open_run(spec, "r")
     tickets = await ledger.accept("r", 0, len(pids), [group(index) for index in range(len(pids))])
     for ticket, (name, (node, pid)) in zip(tickets, pids.items(), strict=True):
-        await ledger.heartbeat(name, {"node": node, "pid": str(pid)})
+        await ledger.heartbeat(name, {"machine": node, "pid": str(pid)})
         assert await ledger.claim(ticket, name, 600.0)
 
 
@@ -56,10 +57,21 @@ async def test_leases_of_this_machine_only() -> None:
     assert await leased(ledger) == {ALIVE}
 
 
+async def test_in_a_shared_ledger_only_this_machines_dead_are_gone() -> None:
+    ledger, publisher = MemoryLedger(), FakePublisher()
+    child = await asyncio.create_subprocess_exec("true")
+    await child.wait()  # its id names no process any more
+    workers = {"dead": (HERE, child.pid), "alive": (HERE, os.getpid()), "far": ("elsewhere", child.pid)}
+    await at_work(ledger, workers)
+    await hand_back_of_the_dead(ledger, publisher)
+    assert await owners(ledger) == {"alive", "far"}
+    assert [ticket.attempt for ticket in publisher.tickets] == [2]
+
+
 async def test_what_an_earlier_command_left_is_given_back() -> None:
     ledger, publisher = MemoryLedger(), FakePublisher()
     await at_work(ledger, {"old": (HERE, DEAD), "new": (HERE, ALIVE)})
-    await hand_back_others(ledger, publisher, {ALIVE})
+    await hand_back_of_the_dead(ledger, publisher, {ALIVE})
     assert await owners(ledger) == {"new"}
     assert [lease.worker for lease in await ledger.leases()] == ["new"]
     [ticket] = publisher.tickets
