@@ -1,0 +1,230 @@
+"""Real Celery workers and beat in processes of their own, on a real Redis, and runs to give them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from gym_queue import assembly
+from gym_queue.embedded.children import kill_session, last_words, spawn
+from gym_queue.records import Example, Group, Limits, RolloutRow, RunSpec
+from gym_queue.settings import Settings
+from gym_queue.testing import async_wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+
+    from gym_queue.ledger.base import Event
+
+REPOSITORY = Path(__file__).parents[2]
+
+WORLD = "python:world:World"
+WORLD_SOURCE = textwrap.dedent(
+    '''
+    """An environment that does what its row says, and waits for the file ``gate`` where it is told to."""
+
+    import asyncio
+    import os
+    import time
+    from pathlib import Path
+
+    from gym_queue.environments.base import Environment, Observation
+    from gym_queue.records import Verdict
+
+    GATE = Path(__file__).with_name("gate")
+
+
+    class World(Environment):
+        def inline(self, example):
+            return not example.row.get("queued")
+
+        async def reset(self, example, session):
+            if example.row.get("block"):
+                Path(__file__).with_name("blocked").touch()
+                while not GATE.exists():
+                    time.sleep(0.01)
+            while example.row.get("wait") and not GATE.exists():
+                await asyncio.sleep(0.02)
+            return Observation(messages=({"role": "user", "content": "hello"},))
+
+        def verify(self, example, trajectory):
+            match example.row.get("verifier"):
+                case "spins":
+                    while True:
+                        pass
+                case "sleeps":
+                    time.sleep(3600)
+                case "exits":
+                    os._exit(3)
+            return Verdict(reward=1.0, metrics={"verified_by": float(os.getpid())})
+    '''
+)
+
+
+@dataclass
+class Run:
+    """A run given to the fleet, and what came back of it so far."""
+
+    spec: RunSpec
+    accepted: int
+    events: list[Event] = field(default_factory=list)
+
+    def rows(self) -> list[RolloutRow]:
+        return [RolloutRow.model_validate_json(event.row) for event in self.events]
+
+    def assert_each_ended_once(self) -> None:
+        places = Counter((event.summary.example_index, event.summary.sample_index) for event in self.events)
+        assert len(places) == self.accepted
+        assert set(places.values()) == {1}
+
+    def most_at_once(self) -> int:
+        """Return how many rollouts were between claim and end at the same time, by the ledger's clock."""
+        moments = []
+        for row in self.rows():
+            timings = row.timings
+            claimed = timings.accepted_at + (timings.queued or 0.0)
+            moments += [(claimed, 1), (timings.ended_at, -1)]
+        most = now = 0
+        for _, change in sorted(moments):
+            now += change
+            most = max(most, now)
+        return most
+
+
+class Fleet:
+    """Starts Celery processes with the given settings (environment variables) and ends them all."""
+
+    def __init__(self, redis_url: str, folder: Path, **variables: object) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.variables = {
+            **os.environ,
+            "GYM_QUEUE_REDIS_URL": redis_url,
+            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{folder}",
+            **{name: str(value) for name, value in variables.items()},
+        }
+        self.gate = folder / "gate"
+        self.blocked = folder / "blocked"
+        settings = Settings(redis_url=redis_url)
+        self.ledger = assembly.make_ledger(settings)
+        self.broker = assembly.make_broker(settings)
+        (folder / "world.py").write_text(WORLD_SOURCE)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, process in self.processes.items():
+            kill_session(process)
+            if error is not None:
+                print(f"{name}: {last_words(self._log(name), 12)}")  # noqa: T201 - pytest shows it
+        await self.broker.close()
+        await self.ledger.close()
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    async def start(self, *names: str) -> None:
+        """Start processes named ``gpu…``, ``cpu…`` or ``beat…`` and wait until the workers hold a lease."""
+        for name in names:
+            kind = re.sub(r"\d", "", name)
+            if kind == "beat":
+                arguments = ["beat", "beat", "-s", str(self.folder / "schedule")]
+            else:
+                arguments = [f"workers.{kind}", "worker", "-n", f"{name}@%h"]
+            argv = [sys.executable, "-m", "celery", "-A", *arguments]
+            self.processes[name] = spawn(argv, self._log(name), environment=self.variables, cwd=self.folder)
+        for name in names:
+            if not name.startswith("beat"):
+                await async_wait_until(lambda name=name: self.worker(name), 60, what=f"the lease of {name}")
+
+    async def worker(self, name: str) -> str:
+        """Return what the ledger calls this worker; empty while it holds no lease."""
+        pid = str(self.processes[name].pid)
+        leases = await self.ledger.leases()
+        return next((lease.worker for lease in leases if lease.info.get("pid") == pid), "")
+
+    async def owned(self, name: str) -> int:
+        """Return how many rollouts this worker owns."""
+        return len(await self.ledger.owned(await self.worker(name), None, 10_000))
+
+    def terminate(self, name: str) -> None:
+        """Ask a worker to end, as an operator would."""
+        os.kill(self.processes[name].pid, signal.SIGTERM)
+
+    async def exit_status(self, name: str, timeout: float = 30.0) -> int | None:  # noqa: ASYNC109
+        """Wait for the end of a process."""
+        process = self.processes[name]
+        await async_wait_until(lambda: process.poll() is not None, timeout, what=f"the end of {name}")
+        return process.returncode
+
+    def peak_memory(self, name: str) -> float:
+        """Return the most memory that a process ever held, in MB (VmHWM of proc(5))."""
+        status = Path(f"/proc/{self.processes[name].pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found is not None
+        return int(found.group(1)) * 1024 / 1e6
+
+    async def submit(
+        self, rows: Iterable[dict[str, Any]], *, environment: str = WORLD, samples: int = 1, **spec: Any
+    ) -> Run:
+        """Open a run over these rows, accept them and publish their tickets."""
+        limits = Limits(max_attempts=3, retry_base_delay=0.0, **spec.pop("limits", {}))
+        run = RunSpec(**{"run_id": "run", "model": "stub:"} | spec, samples=samples, limits=limits)
+        groups = [
+            Group(
+                example_index=index,
+                samples=tuple(range(samples)),
+                example=Example(id=str(index), environment=environment, row=row),
+            )
+            for index, row in enumerate(rows)
+        ]
+        await self.ledger.open_run(run, run.run_id)
+        tickets = []
+        for start in range(0, len(groups), 256):
+            step = groups[start : start + 256]
+            tickets += await self.ledger.accept(run.run_id, start, start + len(step), step)
+        await self.broker.publish(tickets)
+        return Run(run, accepted=len(groups) * samples)
+
+    async def collect(self, run: Run, timeout: float = 30.0) -> Run:  # noqa: ASYNC109
+        """Wait until all rollouts of a run have ended, each once."""
+
+        async def complete() -> bool:
+            after = run.events[-1].position if run.events else ""
+            run.events += await self.ledger.events(run.spec.run_id, after, 1000, 0.0)
+            return len(run.events) >= run.accepted
+
+        await async_wait_until(complete, timeout, what=f"{run.accepted} rollouts of {run.spec.run_id} to end")
+        status = await self.ledger.run(run.spec.run_id)
+        assert status is not None
+        assert status.ended == status.accepted == run.accepted
+        assert await complete(), "an event came after the last one"
+        run.assert_each_ended_once()
+        return run
+
+
+def command(
+    fleet: Fleet, arguments: Sequence[str], timeout: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run ``celery …`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "celery", *arguments],
+        env=fleet.variables,
+        cwd=fleet.folder,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
