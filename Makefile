@@ -42,7 +42,7 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile $(wildcard compat/pycosat/
 
 demo: install ## collect 256 rollouts of a small real model into runs/demo
 	@rm -rf runs/demo && mkdir -p runs/demo
-	$(BIN)/submit-rollouts --environment 'reasoning_gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2' \
+	$(BIN)/submit-rollouts --environment 'reasoning_gym:chain_sum?min_terms=2&max_terms=4&min_digits=1&max_digits=2' \
 	  --size 64 --samples 4 --seed 1 --model hf:examples/tiny-arithmetic/model -o runs/demo/rollouts.jsonl
 
 test: lint ## lint, then the whole suite

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SIZE, SAMPLES = 24, 4
-ENVIRONMENT = "reasoning_gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2"
+ENVIRONMENT = "reasoning_gym:chain_sum?min_terms=2&max_terms=4&min_digits=1&max_digits=2"
 
 
 def submit(out: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -81,3 +81,8 @@ def test_one_seed_gives_the_same_examples_in_the_same_order(
     again, _ = submit(tmp_path / "rollouts.jsonl")
     shown = [(row["example_id"], row["sample_index"], row["messages"][0]) for row in rows]
     assert [(row["example_id"], row["sample_index"], row["messages"][0]) for row in again] == shown
+
+
+def test_the_model_is_small() -> None:
+    folder = ROOT / "examples/tiny-arithmetic"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 4 * 2**20
