@@ -6,11 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
+from hypothesis import settings
 
 from gym_queue.embedded.redis import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Examples that are slow on a busy machine are no failures; pytest-timeout ends what hangs.
+settings.register_profile(
+    "gym_queue", deadline=None, report_multiple_bugs=False, max_examples=60, stateful_step_count=40
+)
+settings.load_profile("gym_queue")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """The contract of a ledger: the truth about where every rollout is.
 
 Every method is one atomic step (or says otherwise); any process may die between two of them. Each
-implementation must pass ``tests/contract/ledger_contract.py``. Times are Unix seconds on the ledger's own
-clock, so that workers' clocks may differ.
+implementation must pass ``tests/contract/test_ledger.py`` and ``test_ledger_machine.py``. Times are Unix
+seconds on the ledger's own clock, so that workers' clocks may differ.
 """
 
 from __future__ import annotations
@@ -107,6 +107,17 @@ class Lease(Record):
     info: dict[str, str]
 
 
+def next_ticket(fence: Fence, stage: Stage, attempt: int) -> Ticket:
+    """Return the ticket that follows a committed attempt."""
+    return Ticket(
+        stage=stage,
+        run_id=fence.run_id,
+        example_index=fence.example_index,
+        samples=(fence.sample_index,),
+        attempt=attempt,
+    )
+
+
 class Ledger(Protocol):
     """See the module's docstring. All methods raise ``LedgerError`` when the store cannot be reached."""
 
@@ -114,7 +125,7 @@ class Ledger(Protocol):
         """Create a run, or return the one already submitted under this key (G8).
 
         Raises:
-            ConflictError: the key was used with a spec of another identity.
+            ConflictError: the key was used with a spec of another identity, or the run's id with another key.
         """
         ...
 
@@ -150,7 +161,7 @@ class Ledger(Protocol):
 
         Wanted: the run is open (or paused, and this is not its first stage), the sample waits in the ticket's
         stage, and the ticket's attempt is its newest. ``None`` when no sample is granted: acknowledge the
-        ticket and forget it.
+        ticket and forget it. A worker that has no lease gets one, so that the sweep finds what it owns.
         """
         ...
 

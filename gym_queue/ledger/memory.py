@@ -21,6 +21,7 @@ from gym_queue.ledger.base import (
     OwnedAttempt,
     Receipt,
     Retry,
+    next_ticket,
 )
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
 from gym_queue.records import Example, Fence, RunSpec, RunState, RunStatus, Stage, Summary, Ticket
@@ -78,9 +79,13 @@ class MemoryLedger:
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
         """See ``Ledger.open_run``."""
-        run_id = self._keys.setdefault(idempotency_key, spec.run_id)
-        if run_id == spec.run_id and run_id not in self._runs:
-            self._runs[run_id] = _Run(RunStatus(spec=spec, state=RunState.OPEN), idempotency_key)
+        if idempotency_key not in self._keys:
+            if spec.run_id in self._runs:
+                msg = f"run {spec.run_id} was submitted under another idempotency key"
+                raise ConflictError(msg)
+            self._keys[idempotency_key] = spec.run_id
+            self._runs[spec.run_id] = _Run(RunStatus(spec=spec, state=RunState.OPEN), idempotency_key)
+        run_id = self._keys[idempotency_key]
         standing = self._runs[run_id].status.spec
         if standing.identity() != spec.identity():
             msg = (
@@ -146,6 +151,8 @@ class MemoryLedger:
         """See ``Ledger.claim``."""
         run = self._runs.get(ticket.run_id)
         if run and run.status.state is RunState.PAUSED and ticket.stage is Stage.GENERATE:
+            if ticket in self._waiting:
+                self._waiting[ticket] = self._clock()
             return None
         self._waiting.pop(ticket, None)
         if run is None or run.status.state in _FINAL:
@@ -182,6 +189,7 @@ class MemoryLedger:
             )
         if not granted or group is None:
             return None
+        self._leases.setdefault(worker, (now, {}))
         return Claim(example=group.example, samples=tuple(granted), claimed_at=now)
 
     async def commit(self, fence: Fence, outcome: Outcome) -> Receipt:
@@ -198,7 +206,7 @@ class MemoryLedger:
         now = self._clock()
         match outcome:
             case Generated(payload=payload):
-                ticket = self._next_ticket(fence, Stage.VERIFY, 1)
+                ticket = next_ticket(fence, Stage.VERIFY, 1)
                 sample.state, sample.attempt, sample.failures = RolloutState.VERIFY_QUEUED, 1, 0
                 sample.since, sample.worker, sample.payload = now, "", payload
                 self._waiting[ticket] = now
@@ -211,22 +219,12 @@ class MemoryLedger:
                 sample.attempt += 1
                 sample.failures += counted
                 run.count(retried=int(counted))
-                ticket = self._next_ticket(fence, fence.stage, sample.attempt)
+                ticket = next_ticket(fence, fence.stage, sample.attempt)
                 if delay > 0:
                     self._delayed[ticket] = now + delay
                     return Receipt(accepted=True)
                 self._waiting[ticket] = now
                 return Receipt(accepted=True, ticket=ticket)
-
-    @staticmethod
-    def _next_ticket(fence: Fence, stage: Stage, attempt: int) -> Ticket:
-        return Ticket(
-            stage=stage,
-            run_id=fence.run_id,
-            example_index=fence.example_index,
-            samples=(fence.sample_index,),
-            attempt=attempt,
-        )
 
     async def _end(
         self, run: _Run, example_index: int, sample_index: int, summary: Summary, row: bytes
@@ -290,7 +288,9 @@ class MemoryLedger:
 
     async def acknowledge(self, run_id: str, position: str) -> int:
         """See ``Ledger.acknowledge``."""
-        run = self._runs[run_id]
+        run = self._runs.get(run_id)
+        if run is None:
+            return 0
         done = [known for known in run.results if known <= int(position)]
         for known in done:
             del run.results[known]
@@ -310,13 +310,10 @@ class MemoryLedger:
 
     async def waiting(self, stage: Stage, older_than: float, limit: int) -> tuple[int, list[Ticket]]:
         """See ``Ledger.waiting``."""
-        tickets = sorted(
-            (at, ticket.example_index, ticket)
-            for ticket, at in self._waiting.items()
-            if ticket.stage is stage
-        )
+        tickets = [(at, ticket) for ticket, at in self._waiting.items() if ticket.stage is stage]
+        tickets.sort(key=lambda item: (item[0], item[1].example_index, item[1].samples))
         newest = self._clock() - older_than
-        return len(tickets), [ticket for at, _, ticket in tickets if at <= newest][:limit]
+        return len(tickets), [ticket for at, ticket in tickets if at <= newest][:limit]
 
     async def heartbeat(self, worker: str, info: dict[str, str]) -> bool:
         """See ``Ledger.heartbeat``."""

@@ -31,6 +31,7 @@ from gym_queue.ledger.base import (
     OwnedAttempt,
     Receipt,
     Retry,
+    next_ticket,
 )
 from gym_queue.ledger.scripts import Scripts
 from gym_queue.lifecycle import RUNNING_STATE, WAITING_STATE, RolloutState
@@ -101,7 +102,11 @@ class RedisLedger:
         keys = [names.idempotency_key(idempotency_key), names.run_key(spec.run_id), names.runs_key()]
         args = [spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key]
         with _translated():
-            run_id = (await self._scripts.run("open_run", keys, args)).decode()
+            answer = await self._scripts.run("open_run", keys, args)
+            if answer is None:
+                msg = f"run {spec.run_id} was submitted under another idempotency key"
+                raise ConflictError(msg)
+            run_id = answer.decode()
             known = await self._client.hget(names.run_key(run_id), "spec")
         standing = RunSpec.model_validate_json(known) if known else spec
         if standing.identity() != spec.identity():
@@ -184,6 +189,7 @@ class RedisLedger:
             names.group_key(run_id, index),
             names.waiting_key(stage),
             names.claims_key(worker),
+            names.leases_key(),
         ]
         args: list[Any] = [WAITING_STATE[stage].value, RUNNING_STATE[stage].value, ticket.attempt, worker]
         args += [secrets.token_hex(4), lease, _encode(ticket)]
@@ -221,12 +227,12 @@ class RedisLedger:
         args: list[Any] = [fence.stage.value, index, fence.sample_index, fence.attempt, fence.worker, member]
         match outcome:
             case Generated(payload=payload):
-                ticket = _next_ticket(fence, Stage.VERIFY, 1)
+                ticket = next_ticket(fence, Stage.VERIFY, 1)
                 args = ["generated", *args, payload, _encode(ticket)]
             case Ended(summary=summary, row=row):
                 args = ["ended", *args, summary.state, summary.model_dump_json(exclude_defaults=True), row]
             case Retry(delay=delay, counted=counted):
-                follower = _next_ticket(fence, fence.stage, fence.attempt + 1)
+                follower = next_ticket(fence, fence.stage, fence.attempt + 1)
                 args = ["retry", *args, delay, int(counted), _encode(follower)]
                 ticket = follower if delay == 0 else None
         keys = [
@@ -386,14 +392,3 @@ class RedisLedger:
         """See ``Ledger.close``."""
         with _translated():
             await self._client.aclose()
-
-
-def _next_ticket(fence: Fence, stage: Stage, attempt: int) -> Ticket:
-    """Return the ticket that follows a committed attempt."""
-    return Ticket(
-        stage=stage,
-        run_id=fence.run_id,
-        example_index=fence.example_index,
-        samples=(fence.sample_index,),
-        attempt=attempt,
-    )

@@ -3,20 +3,24 @@
 -- KEYS[2] hash         group:<run>:<index>   example and samples
 -- KEYS[3] sorted set   waiting:<stage>       tickets by the time they were queued
 -- KEYS[4] sorted set   claims:<worker>       attempts the worker owns, by deadline
+-- KEYS[5] sorted set   leases                workers by last heartbeat
 -- ARGV waiting state, running state, attempt, worker, nonce of this call, lease in seconds, ticket, then two a sample:
 --      sample index, claim
 -- Returns nil if nothing is granted, else {now, example, accepted at, {sample, queued at, failures, payload or ''}, ...}.
+-- An owner without a lease gets one, for the sweep looks for claims under leases: it may have been given up for dead.
+-- A ticket of a paused run goes to the end of the line, so that the audit gets to see those of other runs.
 -- The nonce lets a call whose answer was lost be repeated: what it was granted, it is granted again.
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
 local state = redis.call('HGET', KEYS[1], 'state')
 if state == 'paused' and ARGV[1] == 'queued' then
+  redis.call('ZADD', KEYS[3], 'XX', now, ARGV[7])
   return nil
 end
 redis.call('ZREM', KEYS[3], ARGV[7])
 if state ~= 'open' and state ~= 'paused' then
   return nil
 end
-local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
 local deadline = tonumber(now) + tonumber(ARGV[6])
 local granted = {}
 for a = 8, #ARGV, 2 do
@@ -36,5 +40,6 @@ end
 if #granted == 0 then
   return nil
 end
+redis.call('ZADD', KEYS[5], 'NX', now, ARGV[4])
 local group = redis.call('HMGET', KEYS[2], 'example', 'at')
 return { now, group[1], group[2], unpack(granted) }

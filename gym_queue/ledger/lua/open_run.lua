@@ -3,10 +3,13 @@
 -- KEYS[2] hash         run:<run>           spec, state, counters
 -- KEYS[3] sorted set   runs                run ids by minus priority
 -- ARGV run id, spec (JSON), minus priority, idempotency key
--- Returns the id of the run that stands.
+-- Returns the id of the run that stands under the key, or nil if the run id was submitted under another key.
 local known = redis.call('GET', KEYS[1])
 if known then
   return known
+end
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  return nil
 end
 redis.call('SET', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[2], 'spec', ARGV[2], 'state', 'open', 'key', ARGV[4])

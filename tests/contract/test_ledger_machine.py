@@ -1,0 +1,395 @@
+"""Random histories of a ledger: whatever happens in whatever order, G1 and G2 hold after every step.
+
+Hypothesis makes up the histories and shrinks those that fail. Beside the ledger runs a model, a dict of what
+each rollout must look like by now; after every step all that a ledger shows is compared with it. Tickets and
+fences are never thrown away, so that most steps are late, doubled or out of order, as in a bad network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, get_args
+
+import hypothesis.strategies as st
+import pytest
+import redis
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from gym_queue.errors import ConflictError
+from gym_queue.ledger.memory import MemoryLedger
+from gym_queue.ledger.redis import RedisLedger
+from gym_queue.lifecycle import RUNNING_STATE, TERMINAL
+from gym_queue.records import Fence, Group, RunState, Stage, Ticket
+from tests.contract.ledger_model import (
+    RUN,
+    SOON,
+    SPEC,
+    Kind,
+    Model,
+    Rollout,
+    example,
+    fence_of,
+    outcome_of,
+    summary,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gym_queue.ledger.base import ClaimedSample, Ledger, OwnedAttempt
+
+WORKERS = ("ann", "bob", "cid")
+EVERYTHING = 1000
+
+workers = st.sampled_from(WORKERS)
+groups_of_samples = st.lists(
+    st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True).map(lambda some: tuple(sorted(some))),
+    min_size=1,
+    max_size=2,
+)
+kinds = st.sampled_from(get_args(Kind))
+
+
+def chosen(some: Iterable[Any], pick: int) -> Any:
+    """Return one of some tickets or fences, the same in a replay."""
+    ordered = sorted(some, key=str)
+    return ordered[pick % len(ordered)]
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Drives one ledger. ``tickets`` and ``fences`` are all that were ever handed out, in any order."""
+
+    tickets: Bundle[Ticket] = Bundle("tickets")
+    fences: Bundle[Fence] = Bundle("fences")
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.ledger = ledger
+        self.run = self.runner.run
+        self.model = Model()
+        self.leases: set[str] = set()
+
+    @initialize()
+    def open_the_run(self) -> None:
+        assert self.run(self.ledger.open_run(SPEC, "key")) == SPEC
+
+    # --- what can happen ----------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from([RUN, "run-2"]), samples=st.sampled_from([3, 4]))
+    def submit_again(self, name: str, samples: int) -> None:
+        """G8: the same key gives the same run, or a conflict where the body is another."""
+        again = self.ledger.open_run(
+            SPEC.model_copy(update={"run_id": name, "samples": samples}), idempotency_key="key"
+        )
+        if samples == SPEC.samples:
+            assert self.run(again) == SPEC
+        else:
+            with pytest.raises(ConflictError):
+                self.run(again)
+
+    @rule(samples=st.sampled_from([3, 4]))
+    def submit_under_another_key(self, samples: int) -> None:
+        """A run that stands is never written over."""
+        spec = SPEC.model_copy(update={"samples": samples})
+        with pytest.raises(ConflictError):
+            self.run(self.ledger.open_run(spec, "other key"))
+
+    @rule(target=tickets, groups=groups_of_samples, repeat=st.booleans())
+    def accept(self, groups: list[tuple[int, ...]], *, repeat: bool) -> Any:
+        model, start = self.model, self.model.cursor
+        batch = [
+            Group(example_index=start + i, samples=samples, example=example(start + i))
+            for i, samples in enumerate(groups)
+        ]
+        call = (RUN, start, start + len(batch), batch)
+        tickets = self.run(self.ledger.accept(*call))
+        if model.state is not RunState.OPEN:
+            assert tickets == []
+            return multiple()
+        assert [(t.example_index, t.samples, t.attempt) for t in tickets] == [
+            (start + i, samples, 1) for i, samples in enumerate(groups)
+        ]
+        model.cursor += len(batch)
+        model.waiting |= set(tickets)
+        for group in batch:
+            model.rollouts |= {(group.example_index, sample): Rollout() for sample in group.samples}
+        if repeat:  # the answer was lost on the way
+            assert self.run(self.ledger.accept(*call)) == tickets
+        return multiple(*tickets)
+
+    @rule(off=st.sampled_from([-2, -1, 1, 2]))
+    def accept_at_a_wrong_cursor(self, off: int) -> None:
+        start = max(0, self.model.cursor + off)
+        if start == self.model.cursor:
+            return
+        group = Group(example_index=start, samples=(0,), example=example(start))
+        assert self.run(self.ledger.accept(RUN, start, start + 5, [group])) == []
+
+    @rule(target=fences, ticket=tickets, worker=workers, lease=st.sampled_from([0.0, 3600.0]))
+    def claim(self, ticket: Ticket, worker: str, lease: float) -> Any:
+        """Fresh tickets, tickets claimed before, tickets of old attempts: the model says what is granted."""
+        model, wanted = self.model, self.model.wanted(ticket)
+        claim = self.run(self.ledger.claim(ticket, worker, lease))
+        if not (model.state is RunState.PAUSED and ticket.stage is Stage.GENERATE):
+            model.waiting.discard(ticket)
+        if not wanted:
+            assert claim is None
+            return multiple()
+        assert claim is not None
+        assert claim.example == example(ticket.example_index)
+        assert [sample.fence for sample in claim.samples] == [fence_of(ticket, s, worker) for s in wanted]
+        self.leases.add(worker)
+        for sample in claim.samples:
+            self.check_grant(sample)
+            model.claims[sample.fence] = lease == 0
+        return multiple(*(sample.fence for sample in claim.samples))
+
+    def check_grant(self, sample: ClaimedSample) -> None:
+        rollout = self.model.rollouts[sample.fence.example_index, sample.fence.sample_index]
+        assert (sample.failures, sample.payload) == (rollout.failures, rollout.payload)
+        rollout.state, rollout.worker = RUNNING_STATE[sample.fence.stage], sample.fence.worker
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(target=fences, pick=st.integers(0, 9), worker=workers)
+    def claim_what_waits(self, pick: int, worker: str) -> Any:
+        return self.claim(ticket=chosen(self.model.waiting, pick), worker=worker, lease=3600.0)
+
+    @rule(target=tickets, fence=fences, kind=kinds)
+    def commit(self, fence: Fence, kind: Kind) -> Any:
+        """G2: written if the model says that this attempt still holds the rollout, else nothing changes."""
+        return multiple(*self.commit_one(fence, kind))
+
+    @precondition(lambda self: self.model.claims)
+    @rule(target=tickets, pick=st.integers(0, 9), kind=kinds)
+    def commit_what_runs(self, pick: int, kind: Kind) -> Any:
+        return multiple(*self.commit_one(chosen(self.model.claims, pick), kind))
+
+    def commit_one(self, fence: Fence, kind: Kind) -> list[Ticket]:
+        outcome = outcome_of(fence, kind)
+        accepted = self.model.holds(fence)
+        follower = self.model.write(fence, outcome)
+        receipt = self.run(self.ledger.commit(fence, outcome))
+        assert receipt.accepted is accepted
+        assert receipt.ticket == (follower if follower in self.model.waiting else None)
+        return [follower] if follower else []
+
+    @rule(target=tickets, worker=workers, overdue=st.booleans(), failed=st.booleans())
+    def lose(self, worker: str, *, overdue: bool, failed: bool) -> Any:
+        """The sweep takes a worker's attempts away, as ``maintenance.reap`` does."""
+        owned = self.run(self.ledger.owned(worker, 0.0 if overdue else None, EVERYTHING))
+        expected = {
+            fence
+            for fence, over in self.model.claims.items()
+            if fence.worker == worker and self.model.holds(fence) and (over or not overdue)
+        }
+        assert {attempt.fence for attempt in owned} == expected
+        followers = []
+        for attempt in owned:
+            self.check_owned(attempt)
+            followers += self.commit_one(attempt.fence, "failed" if failed else "retry")
+        return multiple(*followers)
+
+    def check_owned(self, attempt: OwnedAttempt) -> None:
+        fence = attempt.fence
+        rollout = self.model.rollouts[fence.example_index, fence.sample_index]
+        assert (attempt.failures, attempt.payload) == (rollout.failures, rollout.payload)
+        assert attempt.example == example(fence.example_index)
+
+    @rule(index=st.integers(0, 5), sample=st.integers(0, 2))
+    def cancel(self, index: int, sample: int) -> None:
+        place = index, sample
+        ledger, row = self.ledger, str(place).encode()
+        taken = self.run(ledger.cancel(RUN, index, sample, row, summary(place, "cancelled")))
+        assert taken is (place in self.model.open_places())
+        if taken:
+            self.model.end(place, "cancelled")
+
+    @rule(state=st.sampled_from([RunState.OPEN, RunState.PAUSED]))
+    def pause_or_open(self, state: RunState) -> None:
+        final = self.model.state is RunState.CANCELLED
+        assert self.run(self.ledger.set_run_state(RUN, state)) is not final
+        if not final:
+            self.model.state = state
+
+    @precondition(lambda self: len(self.model.log) > 2)
+    @rule()
+    def cancel_the_run(self) -> None:
+        """Final. What runs may still end; what waits is ended one by one (see ``finish``)."""
+        assert self.run(self.ledger.set_run_state(RUN, RunState.CANCELLED)) is (
+            self.model.state is not RunState.CANCELLED
+        )
+        self.model.state = RunState.CANCELLED
+
+    @rule(limit=st.integers(1, 4), upto=st.integers(0, 3))
+    def archive(self, limit: int, upto: int) -> None:
+        """Read some events, acknowledge a part of them, once more than needed."""
+        events = self.run(self.ledger.events(RUN, "", limit, 0))
+        assert len(events) == min(limit, len(self.model.log) - self.model.archived)
+        if upto < len(events):
+            rest = self.run(self.ledger.events(RUN, events[upto].position, EVERYTHING, 0))
+            assert len(rest) == len(self.model.log) - self.model.archived - upto - 1
+            assert self.run(self.ledger.acknowledge(RUN, events[upto].position)) == upto + 1
+            assert self.run(self.ledger.acknowledge(RUN, events[upto].position)) == 0
+            self.model.archived += upto + 1
+
+    @rule()
+    def promote_due(self) -> None:
+        due = {ticket for ticket, delay in self.model.delayed.items() if delay == SOON}
+        assert set(self.run(self.ledger.promote_due(EVERYTHING))) == due
+        self.model.waiting |= due
+        for ticket in due:
+            del self.model.delayed[ticket]
+
+    @rule(worker=workers)
+    def heartbeat(self, worker: str) -> None:
+        assert self.run(self.ledger.heartbeat(worker, {"slots": "1"})) is (worker in self.leases)
+        self.leases.add(worker)
+
+    @rule(worker=workers)
+    def drop_lease(self, worker: str) -> None:
+        """A worker that owns something stays known: only so does the sweep find what it owns."""
+        owned = self.run(self.ledger.owned(worker, None, EVERYTHING))
+        self.run(self.ledger.drop_lease(worker))
+        if not owned:
+            self.leases.discard(worker)
+
+    # --- what must hold after every step --------------------------------------------------------------------
+
+    @invariant()
+    def the_ledger_is_as_the_model_says(self) -> None:
+        self.run(self.compare())
+
+    async def compare(self) -> None:
+        ledger, model = self.ledger, self.model
+        status, events, opened, leases, generate, verify = await asyncio.gather(
+            ledger.run(RUN),
+            ledger.events(RUN, "", EVERYTHING, 0),
+            ledger.open_rollouts(RUN, EVERYTHING),
+            ledger.leases(),
+            ledger.waiting(Stage.GENERATE, 0, EVERYTHING),
+            ledger.waiting(Stage.VERIFY, 0, EVERYTHING),
+        )
+        assert status == model.status()
+        assert status.open == status.accepted - status.archived
+        said = [(event.summary.example_index, event.summary.sample_index) for event in events]
+        assert [(*place, event.summary.state) for place, event in zip(said, events, strict=True)] == (
+            model.log[model.archived :]
+        )
+        assert [event.row for event in events] == [str(place).encode() for place in said]
+        assert {(index, sample) for _, index, sample, _ in opened} == model.open_places()
+        assert {lease.worker for lease in leases} == self.leases
+        assert generate[0] + verify[0] == len(generate[1]) + len(verify[1])
+        assert {*generate[1], *verify[1]} == model.waiting
+        places = list(model.rollouts)
+        states = await asyncio.gather(*(ledger.state_of(RUN, *place) for place in places))
+        assert states == [model.visible_state(place) for place in places]
+
+    @invariant()
+    def each_rollout_ended_at_most_once(self) -> None:
+        """G1 about the model itself, which the ledger was just compared with."""
+        ended = [entry[:2] for entry in self.model.log]
+        assert len(ended) == len(set(ended))
+        assert set(ended) == set(self.model.rollouts) - self.model.open_places()
+
+    @invariant()
+    def every_open_rollout_is_somewhere(self) -> None:
+        """The ground that the audit and the sweep stand on: a ticket that waits, or a claim."""
+        if self.model.state is not RunState.CANCELLED:
+            assert self.model.somewhere() == self.model.open_places()
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        try:
+            self.finish()
+        finally:
+            self.run(self.ledger.close())
+            self.runner.close()
+
+    def finish(self) -> None:
+        """Let all that is open end, by the ways there are; then everything accepted has ended, once."""
+        model, ledger = self.model, self.ledger
+        self.run(ledger.set_run_state(RUN, RunState.OPEN))
+        if model.state is RunState.CANCELLED:
+            for _, *place, _ in self.run(ledger.open_rollouts(RUN, EVERYTHING)):
+                self.cancel(*place)
+        else:
+            model.state = RunState.OPEN
+            self.work_off()
+        self.the_ledger_is_as_the_model_says()
+        events = self.run(ledger.events(RUN, "", EVERYTHING, 0))
+        if events:
+            self.run(ledger.acknowledge(RUN, events[-1].position))
+        model.archived = len(model.log)
+        self.the_ledger_is_as_the_model_says()
+        assert (model.status().open, model.status().ended) == (0, len(model.rollouts))
+        self.run(ledger.forget_run(RUN))
+        for worker in WORKERS:
+            assert self.run(ledger.owned(worker, None, EVERYTHING)) == []
+            self.run(ledger.drop_lease(worker))
+        self.check_that_nothing_is_left()
+
+    def work_off(self) -> None:
+        for fence in [fence for fence in self.model.claims if self.model.holds(fence)]:
+            self.commit_one(fence, "succeeded")
+        while tickets := [*self.model.waiting, *self.model.delayed]:
+            for ticket in tickets:
+                self.model.delayed.pop(ticket, None)  # a worker may well claim before the delay is over
+                self.claim(ticket=ticket, worker="ann", lease=3600.0)
+                for sample in ticket.samples:
+                    self.commit_one(fence_of(ticket, sample, "ann"), "succeeded")
+
+    def check_that_nothing_is_left(self) -> None:
+        raise NotImplementedError
+
+
+class MemoryMachine(LedgerMachine):
+    def __init__(self) -> None:
+        super().__init__(MemoryLedger())
+
+    def check_that_nothing_is_left(self) -> None:
+        left = {name: value for name, value in vars(self.ledger).items() if isinstance(value, dict)}
+        assert not any(left.values()), left
+
+
+class RedisMachine(LedgerMachine):
+    def __init__(self, server: Any, url: str) -> None:
+        server.flushdb()
+        self.server = server
+        super().__init__(RedisLedger(url))
+
+    def check_that_nothing_is_left(self) -> None:
+        assert self.server.keys("*") == []
+
+    @invariant()
+    def only_trajectories_that_wait_for_a_verdict_are_kept(self) -> None:
+        """G5: a payload goes when its rollout ends; the counter of open samples is right."""
+        for key in self.server.keys("gq:group:*"):
+            index = int(key.rsplit(b":", 1)[1])
+            record = self.server.hgetall(key)
+            rollouts = {p[1]: r for p, r in self.model.rollouts.items() if p[0] == index}
+            kept = {int(name[2:]) for name in record if name.startswith(b"p:")}
+            assert kept == {sample for sample, rollout in rollouts.items() if rollout.payload is not None}
+            assert int(record[b"open"]) == sum(r.state not in TERMINAL for r in rollouts.values())
+
+
+@pytest.mark.timeout(400)  # seconds; to make a failing history short may take five minutes
+def test_random_histories_in_memory() -> None:
+    run_state_machine_as_test(MemoryMachine)
+
+
+@pytest.mark.timeout(400)
+def test_random_histories_on_redis(redis_server: str) -> None:
+    with redis.Redis.from_url(redis_server) as server:
+        machine: Any = lambda: RedisMachine(server, redis_server)  # noqa: E731 - typed as a class, called once
+        run_state_machine_as_test(machine)
