@@ -39,7 +39,7 @@ async def hand_back_of_the_dead(
     count.
     """
     for lease in await ledger.leases():
-        pid = int(lease.info["pid"])
+        pid = int(lease.info.get("pid", 0))  # it may have claimed before it said who it is
         if living is None and (lease.info.get("machine") != machine() or is_running(pid)):
             continue
         if living is not None and pid in living:
