@@ -150,12 +150,16 @@ def _spread(values: Sequence[float], form: str = ",.0f") -> str:
 
 def table(samples: dict[str, list[Sample]]) -> str:
     """Return the table: a column a contender, a row a quantity."""
-    rows = [["", *samples], ["per second", *(_spread([s["rate"] for s in all_]) for all_ in samples.values())]]
+    rows = [
+        ["", *samples],
+        ["per second", *(_spread([s["rate"] for s in all_]) for all_ in samples.values())],
+    ]
     for key, unit in (("cpu", "CPU-µs each"), ("memory", "peak MB")):
         names = dict.fromkeys(name for all_ in samples.values() for name in all_[0][key])
         for name in names:
             cells = [
-                _spread([s[key][name] for s in all_]) if name in all_[0][key] else "" for all_ in samples.values()
+                _spread([s[key][name] for s in all_]) if name in all_[0][key] else ""
+                for all_ in samples.values()
             ]
             rows.append([f"{unit}: {name}", *cells])
         if key == "cpu":
@@ -191,7 +195,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is taken down
     machine: Machine = describe_machine()
     samples = measure(options.rollouts, options.rounds)
-    print(f"{options.rollouts} no-op rollouts, {WORKERS} worker processes, {options.rounds} rounds on {machine}")
+    print(
+        f"{options.rollouts} no-op rollouts, {WORKERS} worker processes, {options.rounds} rounds on {machine}"
+    )
     print(f"Median (least – most) over the rounds; memory is of the largest worker\n\n{table(samples)}\n")
     found = ratios(samples)
     print(
