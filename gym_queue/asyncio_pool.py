@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ class AsyncioPool(BasePool):
         self._qos: Any = None
         self._held = 0
         self._connection = 0
-        self._done: list[Callable[[], None]] = []
+        self._done: deque[Callable[[], None]] = deque()
 
     def on_start(self) -> None:
         """Start the event loop's thread."""
@@ -132,9 +133,8 @@ class AsyncioPool(BasePool):
 
     def _report(self) -> None:
         """Tell Celery which tasks ended. Runs on the main thread."""
-        done, self._done = self._done, []
-        for ended in done:
-            ended()
+        while self._done:  # a deque: the event loop's thread appends meanwhile, and nothing may fall between
+            self._done.popleft()()
         self._move_prefetch()
 
     def _ended(self, callback: Callable[..., None], slots: int, connection: int, result: Any) -> None:

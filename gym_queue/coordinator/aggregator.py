@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _LARGEST_BATCH = 1000
 _WAIT = 1.0
+_LINGER = 0.02
+"""Seconds between two batches, so that several rows share a sync of the disk, which costs more than a row."""
 
 
 class Aggregator:
@@ -51,7 +53,8 @@ class Aggregator:
         acknowledged then.
         """
         while self._archive.count < self._total:
-            await self.step(_WAIT)
+            if await self.step(_WAIT) < _LARGEST_BATCH:
+                await asyncio.sleep(_LINGER)
 
     async def step(self, wait: float) -> int:
         """Aggregate one batch, waiting up to ``wait`` seconds for one. Returns its size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from gym_queue.settings import Settings
 from gym_queue.testing import async_wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
 
     from gym_queue.ledger.base import Event
@@ -109,7 +110,7 @@ class Fleet:
         self.variables = {
             **os.environ,
             "GYM_QUEUE_REDIS_URL": redis_url,
-            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{folder}",
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")]),
             **{name: str(value) for name, value in variables.items()},
         }
         self.gate = folder / "gate"
@@ -180,7 +181,7 @@ class Fleet:
         self, rows: Iterable[dict[str, Any]], *, environment: str = WORLD, samples: int = 1, **spec: Any
     ) -> Run:
         """Open a run over these rows, accept them and publish their tickets."""
-        limits = Limits(max_attempts=3, retry_base_delay=0.0, **spec.pop("limits", {}))
+        limits = Limits(**{"retry_base_delay": 0.0} | spec.pop("limits", {}))
         run = RunSpec(**{"run_id": "run", "model": "stub:"} | spec, samples=samples, limits=limits)
         groups = [
             Group(
@@ -215,16 +216,15 @@ class Fleet:
         return run
 
 
-def command(
-    fleet: Fleet, arguments: Sequence[str], timeout: float = 60.0
-) -> subprocess.CompletedProcess[str]:
-    """Run ``celery …`` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "celery", *arguments],
+async def command(fleet: Fleet, *arguments: str) -> str:
+    """Run ``celery …`` to its end and return what it printed; its exit status must be 0."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "celery", *arguments),
         env=fleet.variables,
         cwd=fleet.folder,
-        timeout=timeout,
-        capture_output=True,
-        text=True,
-        check=False,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
