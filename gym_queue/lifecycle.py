@@ -56,6 +56,9 @@ RETRYABLE = frozenset({FailureClass.INFRASTRUCTURE})
 already.
 """
 
+_LARGEST_EXPONENT = 60
+"""Doubling longer reaches no delay that anybody waits for, and at last no number."""
+
 
 def retry_delay(
     failure_class: FailureClass, failures: int, limits: Limits, *, jitter: float = 1.0
@@ -74,5 +77,7 @@ def retry_delay(
     """
     if failure_class not in RETRYABLE or failures >= limits.max_attempts:
         return None
-    ceiling = min(limits.retry_max_delay, limits.retry_base_delay * 2.0 ** (failures - 1))
+    ceiling = min(
+        limits.retry_max_delay, limits.retry_base_delay * 2.0 ** min(failures - 1, _LARGEST_EXPONENT)
+    )
     return ceiling * jitter

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Examples that are slow on a busy machine are no failures; pytest-timeout ends what hangs.
 settings.register_profile(
-    "gym_queue", deadline=None, report_multiple_bugs=False, max_examples=60, stateful_step_count=40
+    "gym_queue", deadline=None, report_multiple_bugs=False, max_examples=100, stateful_step_count=25
 )
 settings.load_profile("gym_queue")
 

@@ -67,6 +67,15 @@ class Model:
         holder = (rollout.state, rollout.attempt, rollout.worker)
         return holder == (RUNNING_STATE[fence.stage], fence.attempt, fence.worker)
 
+    def is_late(self, fence: Fence) -> bool:
+        """Tell whether this attempt was lost while its rollout goes on under another."""
+        return (fence.example_index, fence.sample_index) in self.open_places() and not self.holds(fence)
+
+    def is_doubled(self, ticket: Ticket) -> bool:
+        """Tell whether this ticket waits no more, although its example goes on."""
+        groups = {index for index, _ in self.open_places()}
+        return ticket.example_index in groups and ticket not in self.waiting
+
     def write(self, fence: Fence, outcome: Outcome) -> Ticket | None:
         """Do what a commit must do. Returns the ticket that follows, if any."""
         self.claims.pop(fence, None)

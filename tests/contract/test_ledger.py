@@ -6,16 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from redis.asyncio.retry import Retry as ConnectionRetry
-from redis.backoff import NoBackoff
 
-from gym_queue.errors import ConflictError, LedgerError
+from gym_queue.errors import ConflictError
 from gym_queue.ledger.base import Ended, Generated, Retry
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.lifecycle import RolloutState
 from gym_queue.records import (
     Example,
-    FailureClass,
     Fence,
     Group,
     RunSpec,
@@ -62,6 +59,13 @@ def summary(example_index: int, sample_index: int, state: str = "cancelled") -> 
 async def submit(ledger: Ledger, groups: int = 1, **changes: object) -> list[Ticket]:
     await ledger.open_run(spec(**changes), "key-1")
     return await ledger.accept(RUN, 0, groups, [group(index) for index in range(groups)])
+
+
+async def claimed(ledger: Ledger, ticket: Ticket | None, worker: str = "a") -> list[Fence]:
+    assert ticket is not None
+    claim = await ledger.claim(ticket, worker, 60)
+    assert claim is not None
+    return [sample.fence for sample in claim.samples]
 
 
 async def counters(ledger: Ledger) -> tuple[int, int, int, int]:
@@ -295,40 +299,95 @@ async def test_a_forgotten_run_leaves_nothing(ledger: Ledger) -> None:
     assert (await counters(ledger))[0] == 2
 
 
-async def test_an_unreachable_redis_is_a_ledger_error() -> None:
-    ledger = RedisLedger("redis://127.0.0.1:1/0")
-    ledger._client.set_retry(ConnectionRetry(NoBackoff(), 0))
-    with pytest.raises(LedgerError, match="Redis"):
-        await ledger.run(RUN)
-
-
-async def test_calls_made_together_share_round_trips(redis_url: str) -> None:
-    ledger = RedisLedger(redis_url)
-    await submit(ledger, groups=50)
-    tickets = (await ledger.waiting(Stage.GENERATE, 0, 50))[1]
-    before = (await ledger._client.info("stats"))["total_reads_processed"]
-    claims = await asyncio.gather(*(ledger.claim(ticket, "a", 60) for ticket in tickets))
-    after = (await ledger._client.info("stats"))["total_reads_processed"]
-    assert all(claims)
-    assert after - before <= 5
-    await ledger.close()
-
-
-async def test_a_redis_that_forgot_the_scripts_gets_them_again(redis_url: str) -> None:
-    ledger = RedisLedger(redis_url)
+async def test_a_worker_cannot_write_its_own_old_attempt(ledger: Ledger) -> None:
     (ticket,) = await submit(ledger)
-    await ledger._client.script_flush()
-    assert await ledger.claim(ticket, "a", 60) is not None
-    await ledger.close()
+    old, other = await claimed(ledger, ticket)
+    again = await ledger.commit(old, Retry(counted=False))
+    (new,) = await claimed(ledger, again.ticket)
+    assert (new.worker, new.attempt) == (old.worker, 2)
+    assert not (await ledger.commit(old, ended(old))).accepted
+    verify = await ledger.commit(other, Generated(payload=b"t"))
+    (judged,) = await claimed(ledger, verify.ticket)
+    assert (judged.worker, judged.attempt) == (other.worker, other.attempt)
+    assert not (await ledger.commit(other, ended(other))).accepted  # its stage is over
+    assert await counters(ledger) == (2, 0, 0, 0)
 
 
-def test_failure_classes_are_those_of_the_design() -> None:
-    assert {str(name) for name in FailureClass} == {
-        "model",
-        "environment",
-        "verifier",
-        "timeout",
-        "infrastructure",
-        "stale",
-        "invalid",
-    }
+async def test_the_second_stage_counts_its_own_failures_and_keeps_the_trajectory(ledger: Ledger) -> None:
+    (ticket,) = await submit(ledger)
+    fence, _ = await claimed(ledger, ticket)
+    again = await ledger.commit(fence, Retry())
+    (fence,) = await claimed(ledger, again.ticket)
+    verify = await ledger.commit(fence, Generated(payload=b"trajectory"))
+    for failures in (0, 1):
+        assert verify.ticket is not None
+        assert await ledger.waiting(Stage.VERIFY, 0, 10) == (1, [verify.ticket])
+        claim = await ledger.claim(verify.ticket, "a", 60)
+        assert claim is not None
+        assert [(sample.failures, sample.payload) for sample in claim.samples] == [(failures, b"trajectory")]
+        owned = [
+            attempt for attempt in await ledger.owned("a", None, 10) if attempt.fence.stage is Stage.VERIFY
+        ]
+        assert [(attempt.failures, attempt.payload) for attempt in owned] == [(failures, b"trajectory")]
+        verify = await ledger.commit(claim.samples[0].fence, Retry())
+
+
+async def test_a_delayed_retry_of_the_second_stage_comes_back_to_it(ledger: Ledger) -> None:
+    (ticket,) = await submit(ledger)
+    fence, _ = await claimed(ledger, ticket)
+    verify = await ledger.commit(fence, Generated(payload=b"t"))
+    (fence,) = await claimed(ledger, verify.ticket)
+    await ledger.commit(fence, Retry(delay=0.000001))
+    due: list[Ticket] = []
+    while not due:
+        due = await ledger.promote_due(10)
+    assert [(ticket.stage, ticket.attempt) for ticket in due] == [(Stage.VERIFY, 2)]
+    assert await ledger.waiting(Stage.VERIFY, 0, 10) == (1, due)
+
+
+async def test_a_paused_run_still_verifies(ledger: Ledger) -> None:
+    (ticket,) = await submit(ledger)
+    fence, _ = await claimed(ledger, ticket)
+    verify = await ledger.commit(fence, Generated(payload=b"t"))
+    await ledger.set_run_state(RUN, RunState.PAUSED)
+    (fence,) = await claimed(ledger, verify.ticket)
+    assert (await ledger.commit(fence, ended(fence))).accepted
+
+
+async def test_tickets_of_a_paused_run_go_behind_others(ledger: Ledger) -> None:
+    tickets = await submit(ledger, groups=3)
+    await ledger.set_run_state(RUN, RunState.PAUSED)
+    assert await ledger.claim(tickets[0], "a", 60) is None
+    assert await ledger.waiting(Stage.GENERATE, 0, 10) == (3, [*tickets[1:], tickets[0]])
+
+
+async def test_who_claims_without_a_lease_gets_one(ledger: Ledger) -> None:
+    (ticket,) = await submit(ledger)
+    await claimed(ledger, ticket)
+    assert [lease.worker for lease in await ledger.leases()] == ["a"]
+    assert await ledger.heartbeat("a", {"slots": "8"})
+    assert [lease.info["slots"] for lease in await ledger.leases()] == ["8"]
+
+
+async def test_a_run_that_stands_is_not_taken_by_another_key(ledger: Ledger) -> None:
+    await submit(ledger)
+    for other in (spec(), spec(samples=7)):
+        with pytest.raises(ConflictError, match="another idempotency key"):
+            await ledger.open_run(other, "key-2")
+    assert (await counters(ledger))[0] == 2
+    await ledger.open_run(spec(run_id="run-2"), "key-2")
+    assert {status.spec.run_id for status in await ledger.runs()} == {RUN, "run-2"}
+
+
+async def test_a_forgotten_run_has_no_retries_due_and_no_events(ledger: Ledger) -> None:
+    (ticket,) = await submit(ledger)
+    one, other = await claimed(ledger, ticket)
+    await ledger.commit(one, Retry(delay=0.000001))
+    await ledger.commit(other, ended(other))
+    position = (await ledger.events(RUN, "", 1, 0))[0].position
+    await ledger.forget_run(RUN)
+    await ledger.forget_run(RUN)
+    assert await ledger.promote_due(10) == []
+    assert await ledger.events(RUN, "", 10, 0) == []
+    assert await ledger.acknowledge(RUN, position) == 0
+    assert not (await ledger.commit(one, ended(one))).accepted

@@ -1,0 +1,113 @@
+"""What is particular to the ledger on Redis: its keys, its scripts, and a connection that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import pytest
+from redis.asyncio.retry import Retry as ConnectionRetry
+from redis.backoff import NoBackoff
+
+from gym_queue import names
+from gym_queue.errors import LedgerError
+from gym_queue.ledger.base import Generated, Retry
+from gym_queue.ledger.redis import RedisLedger
+from gym_queue.records import Stage
+from tests.contract.test_ledger import RUN, claimed, ended, submit, summary
+
+
+async def test_an_unreachable_redis_is_a_ledger_error() -> None:
+    ledger = RedisLedger("redis://127.0.0.1:1/0")
+    ledger._client.set_retry(ConnectionRetry(NoBackoff(), 0))
+    with pytest.raises(LedgerError, match="Redis"):
+        await ledger.run(RUN)
+
+
+async def test_a_claim_whose_answer_was_lost_is_granted_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver repeats a call when the connection breaks: same script, same arguments, same nonce."""
+    ledger = RedisLedger(redis_url)
+    (ticket,) = await submit(ledger)
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "one call")
+    first = await ledger.claim(ticket, "a", 60)
+    again = await ledger.claim(ticket, "a", 60)
+    assert first is not None
+    assert again is not None
+    assert again.samples == first.samples
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "another call")
+    assert await ledger.claim(ticket, "a", 60) is None
+    await ledger.close()
+
+
+async def test_a_whole_run_leaves_no_key_but_leases(redis_url: str) -> None:
+    """Every way through the ledger, then forget the run: what is left would be left for ever."""
+    ledger = RedisLedger(redis_url)
+    await ledger.heartbeat("a", {})
+    tickets = await submit(ledger, groups=4)
+    for ticket in tickets[:3]:
+        one, other = await claimed(ledger, ticket)
+        verify = await ledger.commit(one, Generated(payload=b"trajectory"))
+        (one,) = await claimed(ledger, verify.ticket)
+        await ledger.commit(one, ended(one, "failed"))
+        await ledger.commit(other, Retry(delay=3600))
+        await ledger.cancel(RUN, ticket.example_index, 1, b"row", summary(ticket.example_index, 1))
+    for sample in (0, 1):
+        await ledger.cancel(RUN, 3, sample, b"row", summary(3, sample))
+    events = await ledger.events(RUN, "", 10, 0)
+    assert await ledger.acknowledge(RUN, events[-1].position) == 8
+    left = {key.decode() for key in await ledger._client.keys("*")}
+    assert left == {
+        names.leases_key(),
+        names.worker_key("a"),
+        names.run_key(RUN),
+        names.runs_key(),
+        names.results_key(RUN),
+        names.idempotency_key("key-1"),
+        names.waiting_key(Stage.GENERATE),  # of the last example, until somebody claims it
+        names.delayed_key(),
+    }
+    await ledger.forget_run(RUN)
+    assert {key.decode() for key in await ledger._client.keys("*")} == {
+        names.leases_key(),
+        names.worker_key("a"),
+    }
+    await ledger.close()
+
+
+async def test_a_trajectory_goes_when_its_rollout_ends(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    tickets = await submit(ledger, groups=2)
+    for ticket, end in zip(tickets, ("commit", "cancel"), strict=True):
+        index = ticket.example_index
+        one, _ = await claimed(ledger, ticket)
+        verify = await ledger.commit(one, Generated(payload=b"trajectory"))
+        (one,) = await claimed(ledger, verify.ticket)
+        assert await ledger._client.hexists(names.group_key(RUN, index), "p:0")
+        if end == "commit":
+            await ledger.commit(one, ended(one))
+        else:
+            await ledger.cancel(RUN, index, 0, b"row", summary(index, 0))
+        assert not await ledger._client.hexists(names.group_key(RUN, index), "p:0")
+    await ledger.close()
+
+
+async def test_calls_made_together_share_round_trips(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    await submit(ledger, groups=50)
+    tickets = (await ledger.waiting(Stage.GENERATE, 0, 50))[1]
+    before = (await ledger._client.info("stats"))["total_reads_processed"]
+    claims = await asyncio.gather(*(ledger.claim(ticket, "a", 60) for ticket in tickets))
+    after = (await ledger._client.info("stats"))["total_reads_processed"]
+    assert all(claims)
+    assert after - before <= 5
+    await ledger.close()
+
+
+async def test_a_redis_that_forgot_the_scripts_gets_them_again(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    (ticket,) = await submit(ledger)
+    await ledger._client.script_flush()
+    assert await ledger.claim(ticket, "a", 60) is not None
+    await ledger.close()
