@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socketserver
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,31 @@ def test_a_redis_that_needs_a_password(tmp_path: Path) -> None:
         result = submit(tmp_path, "in.jsonl", "--model", "stub:", "-o", "out.jsonl", GYM_QUEUE_REDIS_URL=url)
     assert "refuses this user or password" in refused(result)
     assert "guess" not in result.stderr
+
+
+class OldRedis(socketserver.StreamRequestHandler):
+    """Answers as Redis 5 does, as far as a client asks before it does anything."""
+
+    def handle(self) -> None:
+        while head := self.rfile.readline():
+            words = []
+            for _ in range(int(head[1:])):
+                length = int(self.rfile.readline()[1:])
+                words.append(self.rfile.read(length + 2)[:-2].upper())
+            info = b"# Server\r\nredis_version:5.0.14\r\n"
+            known = b"$%d\r\n%s\r\n" % (len(info), info)
+            self.wfile.write(known if words[0] == b"INFO" else b"-ERR unknown command\r\n")
+
+
+def test_a_redis_that_is_too_old(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OldRedis) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"redis://127.0.0.1:{server.server_address[1]}/0"
+        result = submit(tmp_path, "in.jsonl", "--model", "stub:", "-o", "out.jsonl", GYM_QUEUE_REDIS_URL=url)
+        server.shutdown()
+    assert f"the Redis at {url} is 5.0.14, but 6.2 or newer is needed" in refused(result)
 
 
 def test_no_redis_that_is_new_enough(tmp_path: Path) -> None:
