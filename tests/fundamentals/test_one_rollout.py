@@ -140,12 +140,12 @@ async def test_one_rollout(tmp_path: Path) -> None:
 
 
 async def test_a_late_write_is_refused() -> None:
-    """A worker that was thought dead comes back. Its work was done again elsewhere and must not count twice."""
+    """A worker that was thought dead comes back. Its work was done again and must not count twice."""
     ledger, broker = MemoryLedger(), Broker()
     await ledger.open_run(RUN, "key")
     (ticket,) = await ledger.accept("run", 0, 1, [GROUP])
 
-    # A worker claims the sample. What it gets is a fence: the right to write, while this attempt is the newest.
+    # A worker claims the sample. It gets a fence: the right to write, while this attempt is the newest.
     claim = await ledger.claim(ticket, "slow", lease=60.0)
     assert claim is not None
     fence = claim.samples[0].fence
