@@ -15,13 +15,22 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from pydantic_core import PydanticSerializationError
+
 from gym_queue import endings
 from gym_queue.agents.loop import act
 from gym_queue.endings import Draft, Place
-from gym_queue.errors import GymQueueError, LedgerError, StageTimeoutError, VerifierError
+from gym_queue.errors import (
+    EnvironmentFailedError,
+    GymQueueError,
+    LedgerError,
+    ModelError,
+    StageTimeoutError,
+    VerifierError,
+)
 from gym_queue.ledger.base import Generated, Outcome, Retry
 from gym_queue.lifecycle import retry_delay
-from gym_queue.records import Failure, Stage, Timings, Verdict, rollout_id
+from gym_queue.records import Failure, Fence, Stage, Timings, Verdict, rollout_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -31,6 +40,8 @@ if TYPE_CHECKING:
     from gym_queue.ledger.base import Claim, ClaimedSample, Ledger
     from gym_queue.records import RunSpec, RunStatus, Ticket
 
+    _Stage = Callable[[Place, Claim, ClaimedSample, float], Awaitable[Outcome]]
+
 _log = logging.getLogger(__name__)
 
 LEASE_MARGIN = 60.0
@@ -39,6 +50,9 @@ the backstop.
 """
 
 _LONGEST_PAUSE = 5.0
+
+_PATIENCE_AT_THE_END = 5.0
+"""Seconds that a worker which shuts down waits for a ledger that is away; then the sweep does it."""
 
 
 class Publisher(Protocol):
@@ -83,20 +97,21 @@ class Pipeline:
         """Verify what was generated before, and commit the verdicts."""
         await self._serve(ticket, self._verify)
 
-    async def _serve(
-        self, ticket: Ticket, stage: Callable[[Place, Claim, ClaimedSample], Awaitable[Outcome]]
-    ) -> None:
+    async def _serve(self, ticket: Ticket, stage: _Stage) -> None:
         spec = await self._spec(ticket.run_id)
-        if spec is None:
+        if spec is None:  # the run is forgotten: so may its ticket be
+            await self._ledger.claim(ticket, self._worker, 0.0)
             return
-        claim = await self._ledger.claim(ticket, self._worker, self._lease(spec, ticket.stage))
+        claim = await self._claim(ticket, self._lease(spec, ticket.stage))
         if claim is None:
             return
         rollouts = [self._attempt(spec, claim, sample, stage) for sample in claim.samples]
         if len(rollouts) == 1:
             await rollouts[0]
-        else:
-            await asyncio.gather(*rollouts)
+            return
+        for error in await asyncio.gather(*rollouts, return_exceptions=True):
+            if error is not None:  # only now, when none of the others is left to run on unseen
+                raise error
 
     async def _spec(self, run_id: str) -> RunSpec | None:
         """Return a run's spec, which never changes: asked for once, however many want it."""
@@ -104,23 +119,46 @@ class Pipeline:
             self._specs[run_id] = asyncio.ensure_future(self._ledger.run(run_id))
         try:
             status = await asyncio.shield(self._specs[run_id])
-        except LedgerError:
+        except Exception:
             self._specs.pop(run_id, None)
             raise
-        return status.spec if status else None
+        if status is None:  # it may be submitted again under its id
+            self._specs.pop(run_id, None)
+            return None
+        return status.spec
 
     @staticmethod
     def _lease(spec: RunSpec, stage: Stage) -> float:
         limits = spec.limits
         return (limits.generate_timeout if stage is Stage.GENERATE else limits.verify_timeout) + LEASE_MARGIN
 
-    async def _attempt(
-        self,
-        spec: RunSpec,
-        claim: Claim,
-        sample: ClaimedSample,
-        stage: Callable[[Place, Claim, ClaimedSample], Awaitable[Outcome]],
-    ) -> None:
+    async def _claim(self, ticket: Ticket, lease: float) -> Claim | None:
+        """Claim a ticket. Where no answer comes, it may be ours all the same: then it is handed back.
+
+        Otherwise nobody would work on it until its deadline, and it would pass for a rollout that overran.
+        """
+        try:
+            return await self._ledger.claim(ticket, self._worker, lease)
+        except LedgerError:
+            await self._hand_back(ticket, lease)
+            raise
+        except asyncio.CancelledError:
+            await asyncio.shield(self._hand_back(ticket, _PATIENCE_AT_THE_END))
+            raise
+
+    async def _hand_back(self, ticket: Ticket, patience: float) -> None:
+        for sample in ticket.samples:
+            fence = Fence(
+                stage=ticket.stage,
+                run_id=ticket.run_id,
+                example_index=ticket.example_index,
+                sample_index=sample,
+                attempt=ticket.attempt,
+                worker=self._worker,
+            )
+            await self._commit(fence, Retry(counted=False), patience)
+
+    async def _attempt(self, spec: RunSpec, claim: Claim, sample: ClaimedSample, stage: _Stage) -> None:
         fence = sample.fence
         place = Place.model_construct(
             spec=spec,
@@ -129,38 +167,43 @@ class Pipeline:
             sample_index=fence.sample_index,
         )
         try:
-            outcome = await stage(place, claim, sample)
+            outcome = await self._outcome(place, claim, sample, stage)
+            await self._commit(fence, outcome, self._lease(spec, fence.stage))
         except asyncio.CancelledError:  # this worker shuts down: nobody failed, so hand the work back
-            await asyncio.shield(self._commit(sample, Retry(counted=False), self._lease(spec, fence.stage)))
+            await asyncio.shield(self._commit(fence, Retry(counted=False), _PATIENCE_AT_THE_END))
             raise
-        await self._commit(sample, outcome, self._lease(spec, fence.stage))
 
-    async def _generate(self, place: Place, claim: Claim, sample: ClaimedSample) -> Outcome:
+    async def _outcome(self, place: Place, claim: Claim, sample: ClaimedSample, stage: _Stage) -> Outcome:
+        """Return what became of an attempt. Whatever was raised on the way has a class and becomes data."""
         started = time.monotonic()
-        queued = max(0.0, claim.claimed_at - sample.queued_at)
-        limits = place.spec.limits
         try:
-            async with _deadline(limits.generate_timeout, "generating"):
-                engine = await self._engine(place.spec.model)
-                environment = self._environment(place.example.environment)
-                ordinal = place.example_index * place.spec.samples + place.sample_index
-                trajectory = await act(place.example, environment, engine, place.spec, ordinal=ordinal)
+            return await stage(place, claim, sample, started)
         except Exception as error:  # noqa: BLE001 - an environment or an engine may raise anything
-            timings = self._timings(claim, sample, started, queued=queued)
+            waited = {"queued": _waited(claim, sample)} if sample.fence.stage is Stage.GENERATE else {}
+            timings = self._timings(claim, sample, started, **waited)
             return self._failed(place, sample, _understood(error), timings)
+
+    async def _generate(self, place: Place, claim: Claim, sample: ClaimedSample, started: float) -> Outcome:
+        spec, example = place.spec, place.example
+        async with _deadline(spec.limits.generate_timeout, "generating"):
+            engine = await self._engine(spec.model)
+            environment = self._environment(example.environment)
+            inline = _is_inline(environment, place)
+            ordinal = place.example_index * spec.samples + place.sample_index
+            trajectory = await act(example, environment, engine, spec, ordinal=ordinal)
         draft = Draft(
             attempt=sample.fence.attempt,
             trajectory=trajectory,
-            queued=queued,
+            queued=_waited(claim, sample),
             generate=time.monotonic() - started,
         )
-        if environment.inline(place.example):
+        if inline:
             return await self._judge(place, claim, sample, draft, started)
         return Generated(payload=draft.model_dump_json().encode())
 
-    async def _verify(self, place: Place, claim: Claim, sample: ClaimedSample) -> Outcome:
+    async def _verify(self, place: Place, claim: Claim, sample: ClaimedSample, started: float) -> Outcome:
         draft = Draft.model_validate_json(sample.payload or b"")
-        return await self._judge(place, claim, sample, draft, time.monotonic())
+        return await self._judge(place, claim, sample, draft, started)
 
     async def _judge(
         self, place: Place, claim: Claim, sample: ClaimedSample, draft: Draft, started: float
@@ -169,16 +212,13 @@ class Pipeline:
         stage's claim.
         """
         begun = time.monotonic()
-        waited = 0.0
-        if sample.fence.stage is Stage.VERIFY:
-            waited = max(0.0, claim.claimed_at - sample.queued_at)
         failure: GymQueueError | None = None
         verdict = Verdict(reward=None)
         try:
             async with _deadline(place.spec.limits.verify_timeout, "verifying"):
                 environment = self._environment(place.example.environment)
                 verdict = await _call_verifier(environment, place, draft)
-        except Exception as error:  # noqa: BLE001 - the same
+        except Exception as error:  # noqa: BLE001 - the same; its row shows what was to be judged
             failure = _understood(error)
         timings = self._timings(
             claim,
@@ -186,7 +226,7 @@ class Pipeline:
             started,
             queued=draft.queued,
             generate=draft.generate,
-            verify_queued=waited,
+            verify_queued=_waited(claim, sample) if sample.fence.stage is Stage.VERIFY else None,
             verify=time.monotonic() - begun,
         )
         if failure is not None:
@@ -194,7 +234,7 @@ class Pipeline:
         return endings.succeeded(place, draft, verdict, timings)
 
     @staticmethod
-    def _timings(claim: Claim, sample: ClaimedSample, started: float, **stages: float) -> Timings:
+    def _timings(claim: Claim, sample: ClaimedSample, started: float, **stages: float | None) -> Timings:
         """Put this stage's length on the ledger's clock, which the claim was stamped with."""
         return Timings(
             accepted_at=sample.accepted_at, ended_at=claim.claimed_at + (time.monotonic() - started), **stages
@@ -210,36 +250,41 @@ class Pipeline:
     ) -> Outcome:
         """Decide between another attempt and the end."""
         fence = sample.fence
-        # In the generate stage an inline verifier may be what failed: the failure's stage is where it
-        # happened.
-        stage = Stage.VERIFY if draft else Stage.GENERATE
         failure_class = error.failure_class
         delay = retry_delay(failure_class, sample.failures + 1, place.spec.limits, jitter=random.random())
         if delay is not None:
             name = rollout_id(place.spec.run_id, place.example_index, place.sample_index)
             _log.info("rollout %s attempt %d: %s; next in %.1f s", name, fence.attempt, error, delay)
             return Retry(delay=delay)
-        failure = Failure(failure_class=failure_class, stage=stage, error=str(error))
+        # An inline verifier may be what failed: the failure's stage is where it happened.
+        stage = Stage.VERIFY if draft else fence.stage
+        sentence = str(error).encode(errors="replace").decode()  # it may quote what no file can hold
+        failure = Failure(failure_class=failure_class, stage=stage, error=sentence)
         return endings.failed(place, failure, fence.attempt, timings, draft)
 
-    async def _commit(self, sample: ClaimedSample, outcome: Outcome, lease: float) -> None:
-        """Write the outcome, and publish what follows. A ledger that is away is waited for while the claim
-        can be ours.
+    async def _commit(self, fence: Fence, outcome: Outcome, patience: float) -> None:
+        """Write the outcome, and publish what follows. A ledger that is away is waited for, ``patience``
+        seconds: while the claim can be ours.
         """
-        pause, give_up = 0.1, time.monotonic() + lease
+        pause, give_up = 0.1, time.monotonic() + patience
         while True:
             try:
-                receipt = await self._ledger.commit(sample.fence, outcome)
+                receipt = await self._ledger.commit(fence, outcome)
                 break
             except LedgerError:
                 if time.monotonic() > give_up:
                     raise
                 await asyncio.sleep(pause * random.random())
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        if not receipt.accepted:
-            _log.warning("late write refused: %s is not the newest attempt", sample.fence)
-        elif receipt.ticket is not None:
+        if receipt.ticket is not None:
             await self._publisher.publish([receipt.ticket])
+        elif not receipt.accepted and not isinstance(outcome, Retry):
+            _log.warning("late write refused: %s is not the newest attempt", fence)
+
+
+def _waited(claim: Claim, sample: ClaimedSample) -> float:
+    """Return how long a sample waited for its worker, in seconds."""
+    return max(0.0, claim.claimed_at - sample.queued_at)
 
 
 @asynccontextmanager
@@ -261,8 +306,22 @@ def _understood(error: Exception) -> GymQueueError:
     """
     if isinstance(error, GymQueueError):
         return error
+    if isinstance(error, PydanticSerializationError):  # half a surrogate pair is what a model cut off writes
+        said = f"what was said cannot be written as JSON: {error}"
+        return ModelError(said) if "surrogates" in said else EnvironmentFailedError(said)
     _log.error("unexpected error in a rollout", exc_info=error)
     return GymQueueError(f"unexpected {type(error).__name__}: {error}")
+
+
+def _is_inline(environment: Environment, place: Place) -> bool:
+    """Ask where to verify."""
+    try:
+        return environment.inline(place.example)
+    except GymQueueError:
+        raise
+    except Exception as error:
+        msg = f"the environment's inline raised {type(error).__name__}: {error}"
+        raise EnvironmentFailedError(msg) from error
 
 
 async def _call_verifier(environment: Environment, place: Place, draft: Draft) -> Verdict:
@@ -270,10 +329,14 @@ async def _call_verifier(environment: Environment, place: Place, draft: Draft) -
     a reward.
     """
     try:
-        verdict = environment.verify(place.example, draft.trajectory)
-        return await verdict if inspect.isawaitable(verdict) else verdict
-    except (GymQueueError, TimeoutError):
+        answer: object = environment.verify(place.example, draft.trajectory)
+        verdict = await answer if inspect.isawaitable(answer) else answer
+    except GymQueueError:
         raise
     except Exception as error:
         msg = f"verifier raised {type(error).__name__}: {error}"
         raise VerifierError(msg) from error
+    if not isinstance(verdict, Verdict):
+        msg = f"verifier returned {type(verdict).__name__} instead of a Verdict"
+        raise VerifierError(msg)
+    return verdict

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from gym_queue.coordinator.patience import patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gym_queue.coordinator.archive import Archive
     from gym_queue.coordinator.metrics import Metrics
-    from gym_queue.ledger.base import Ledger
+    from gym_queue.ledger.base import Event, Ledger
 
 _LARGEST_BATCH = 1000
 _WAIT = 1.0
@@ -61,10 +61,18 @@ class Aggregator:
         events = await patiently(partial(self._ledger.events, self._run_id, "", _LARGEST_BATCH, wait))
         if not events:
             return 0
-        for event in await asyncio.to_thread(self._archive.append, events):
-            self._metrics.add(event.summary)
+        storing = asyncio.create_task(self._store(events))
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:  # the thread goes on, and whoever cancels will close the archive next
+            await asyncio.wait([storing])
+            raise
         self.acknowledged += await patiently(
             partial(self._ledger.acknowledge, self._run_id, events[-1].position)
         )
         self._on_batch()
         return len(events)
+
+    async def _store(self, events: Sequence[Event]) -> None:
+        for event in await asyncio.to_thread(self._archive.append, events):
+            self._metrics.add(event.summary)

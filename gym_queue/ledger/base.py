@@ -82,11 +82,15 @@ class Claim(Record):
 
 
 class OwnedAttempt(Record):
-    """An attempt that a worker owns, as the sweep sees it: enough to retry it or to write its last words."""
+    """An attempt that a worker owns, as the sweep sees it: enough to retry it or to write its last words.
+
+    ``seen_at`` is when the ledger was asked.
+    """
 
     fence: Fence
     example: Example
     accepted_at: float
+    seen_at: float
     failures: int
     payload: bytes | None = None
 

@@ -328,7 +328,8 @@ class MemoryLedger:
 
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
         """See ``Ledger.owned``."""
-        newest = float("inf") if overdue_by is None else self._clock() - overdue_by
+        now = self._clock()
+        newest = float("inf") if overdue_by is None else now - overdue_by
         found = []
         for fence, deadline in list(self._claims.get(worker, {}).items()):
             if deadline > newest:
@@ -345,6 +346,7 @@ class MemoryLedger:
                     fence=fence,
                     example=group.example,
                     accepted_at=group.accepted_at,
+                    seen_at=now,
                     failures=sample.failures,
                     payload=sample.payload,
                 )

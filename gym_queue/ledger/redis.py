@@ -345,16 +345,15 @@ class RedisLedger:
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
         """See ``Ledger.owned``."""
         with _translated():
-            newest: float | str = "+inf"
-            if overdue_by is not None:
-                seconds, microseconds = await self._client.time()
-                newest = seconds + microseconds / 1e6 - overdue_by
+            seconds, microseconds = await self._client.time()
+            now = seconds + microseconds / 1e6
+            newest = "+inf" if overdue_by is None else now - overdue_by
             members = await self._client.zrangebyscore(
                 names.claims_key(worker), "-inf", newest, start=0, num=limit
             )
-            return [owned for member in members if (owned := await self._owned(worker, member))]
+            return [owned for member in members if (owned := await self._owned(worker, member, now))]
 
-    async def _owned(self, worker: str, member: bytes) -> OwnedAttempt | None:
+    async def _owned(self, worker: str, member: bytes, now: float) -> OwnedAttempt | None:
         """Read one claim; a claim that its record no longer knows (cancelled, fenced) is dropped."""
         claim = _decode(member)
         (sample,) = claim.samples
@@ -378,6 +377,7 @@ class RedisLedger:
             fence=fence,
             example=Example.model_validate_json(example),
             accepted_at=float(accepted_at),
+            seen_at=now,
             failures=int(failures),
             payload=payload,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from typing import TYPE_CHECKING
 
 from gym_queue import endings
@@ -86,7 +85,7 @@ def _outcome(spec: RunSpec, attempt: OwnedAttempt, failure_class: FailureClass, 
     draft = Draft.model_validate_json(attempt.payload) if attempt.payload else None
     timings = Timings(
         accepted_at=attempt.accepted_at,
-        ended_at=time.time(),
+        ended_at=attempt.seen_at,
         queued=draft.queued if draft else None,
         generate=draft.generate if draft else None,
     )

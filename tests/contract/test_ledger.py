@@ -283,6 +283,7 @@ async def test_overdue_attempts_are_found(ledger: Ledger) -> None:
     (ticket,) = await submit(ledger)
     assert await ledger.claim(ticket, "a", 0.0)
     overdue = await ledger.owned("a", 0.0, 10)
+    assert all(attempt.seen_at >= attempt.accepted_at for attempt in overdue)
     assert [attempt.fence.sample_index for attempt in overdue] == [0, 1]
     assert overdue[0].example == group(0).example
 
@@ -303,6 +304,7 @@ async def test_a_worker_cannot_write_its_own_old_attempt(ledger: Ledger) -> None
     (ticket,) = await submit(ledger)
     old, other = await claimed(ledger, ticket)
     again = await ledger.commit(old, Retry(counted=False))
+    assert await ledger.claim(ticket, "a", 60) is None  # the ticket of the old attempt, delivered twice
     (new,) = await claimed(ledger, again.ticket)
     assert (new.worker, new.attempt) == (old.worker, 2)
     assert not (await ledger.commit(old, ended(old))).accepted

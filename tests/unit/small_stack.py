@@ -1,0 +1,187 @@
+"""A whole stack in one event loop for tests of the coordinator: ledger, broker, worker, sweep, files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from gym_queue.coordinator.archive import Archive
+from gym_queue.coordinator.metrics import Metrics
+from gym_queue.coordinator.run import Coordinator
+from gym_queue.errors import LedgerError
+from gym_queue.ledger.memory import MemoryLedger
+from gym_queue.maintenance.audit import audit
+from gym_queue.maintenance.reap import reap
+from gym_queue.pipeline import Pipeline
+from gym_queue.records import Example, Limits, RunSpec, Stage, Ticket
+from tests.unit.road import RUN, Engine, World
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from gym_queue.coordinator.run import Progress
+    from gym_queue.environments.base import Environment
+    from gym_queue.ledger.base import Ledger
+
+SAMPLES = 2
+
+
+class Examples:
+    """A source of ``count`` examples."""
+
+    fingerprint = "examples"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def examples(self, start: int) -> Iterator[Example]:
+        for index in range(start, self.count):
+            yield Example(id=f"e{index}", environment="world", row={"prompt": str(index)})
+
+
+class Queues:
+    """Publisher and broker in one."""
+
+    def __init__(self) -> None:
+        self.tickets: asyncio.Queue[Ticket] = asyncio.Queue()
+        self._depths: Counter[Stage] = Counter()
+
+    async def publish(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            self._depths[ticket.stage] += 1
+            self.tickets.put_nowait(ticket)
+
+    async def take(self) -> Ticket:
+        ticket = await self.tickets.get()
+        self._depths[ticket.stage] -= 1
+        return ticket
+
+    async def depth(self, stage: Stage) -> int:
+        return self._depths[stage]
+
+
+class Stack:
+    """Everything but the coordinator. ``ledger`` is what the coordinator sees, and the worker too."""
+
+    def __init__(
+        self, *, ledger: Ledger | None = None, engine: Engine | None = None, world: Environment | None = None
+    ) -> None:
+        self.ledger: Ledger = ledger or MemoryLedger()
+        self.queues = Queues()
+        self.engine = engine or Engine()
+
+        async def get_engine(_: str) -> Engine:
+            return self.engine
+
+        environment = world or World(inline=False)
+        self.pipeline = Pipeline(self.ledger, self.queues, get_engine, lambda _: environment, worker="worker")
+
+    @asynccontextmanager
+    async def up(self) -> AsyncIterator[None]:
+        """Run a worker and a sweep beside the test."""
+        tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._sweep())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as running:
+            while True:
+                running.create_task(self._serve(await self.queues.take()))
+
+    async def _serve(self, ticket: Ticket) -> None:
+        serve = self.pipeline.generate if ticket.stage is Stage.GENERATE else self.pipeline.verify
+        with suppress(LedgerError):  # the ticket is lost, as when a task fails
+            await serve(ticket)
+
+    async def _sweep(self) -> None:
+        while True:
+            with suppress(LedgerError):
+                await self.ledger.heartbeat("worker", {})
+                await reap(self.ledger, self.queues, 3600.0)
+                await audit(self.ledger, self.queues, self.queues, 0.0)
+            await asyncio.sleep(0.005)
+
+
+class Output:
+    """A run's files, as each of its coordinators finds them."""
+
+    def __init__(self, folder: Path, *, name: str = RUN) -> None:
+        self.out = folder / f"{name}.jsonl"
+        self.name = name
+
+    @asynccontextmanager
+    async def coordinator(
+        self,
+        stack: Stack,
+        examples: int,
+        *,
+        archive: type[Archive] = Archive,
+        window: int = 8,
+        priority: int = 0,
+        grace: float = 10.0,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> AsyncIterator[Coordinator]:
+        """Make a coordinator that continues what the files hold."""
+        metrics = Metrics(SAMPLES)
+        spec = RunSpec(
+            run_id=self.name,
+            model="stub:",
+            samples=SAMPLES,
+            limits=Limits(retry_base_delay=0.0, max_attempts=100),
+            priority=priority,
+        )
+        with archive(self.out, SAMPLES).open(resume=True, on_row=metrics.add) as opened:
+            yield Coordinator(
+                ledger=stack.ledger,
+                publisher=stack.queues,
+                spec=spec,
+                source=Examples(examples),
+                archive=opened,
+                metrics=metrics,
+                window=window,
+                on_progress=on_progress,
+                grace=grace,
+            )
+
+    def places(self) -> list[tuple[int, int]]:
+        """Return example and sample of each row in both files, sorted."""
+        found = []
+        for path in (self.out, self.out.with_suffix(".failures.jsonl")):
+            rows = map(json.loads, path.read_text().splitlines())
+            found += [(row["example_index"], row["sample_index"]) for row in rows]
+        return sorted(found)
+
+
+def everything(examples: int) -> list[tuple[int, int]]:
+    return [(index, sample) for index in range(examples) for sample in range(SAMPLES)]
+
+
+class FlakyLedger:
+    """A ledger whose connection breaks at random, before or after the call was done."""
+
+    def __init__(self, ledger: Ledger, chance: random.Random, share: float) -> None:
+        self._ledger = ledger
+        self._chance = chance
+        self._share = share
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._ledger, name)
+
+        async def call(*arguments: Any) -> Any:
+            if self._chance.random() < self._share:
+                raise LedgerError
+            answer = await method(*arguments)
+            if self._chance.random() < self._share:
+                raise LedgerError
+            return answer
+
+        return call
