@@ -80,7 +80,7 @@ def seconds(run: Run) -> float:
 async def test_slots_count_rollouts_and_the_rest_waits_in_the_broker(
     redis_url: str, tmp_path: Path, samples: int, tickets: int
 ) -> None:
-    """16 slots take tickets while one is free: two of 8 samples, three of 7, the last ending past the 16th."""
+    """16 slots take tickets while one is free: two of 8 samples, or three of 7, past the 16th."""
     async with Fleet(redis_url, tmp_path, GYM_QUEUE_CONCURRENCY=16) as fleet:
         run = await fleet.submit([{"wait": True}] * 12, samples=samples)
         await fleet.start("gpu")
