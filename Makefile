@@ -55,7 +55,7 @@ lint: install ## style, types, and who may import whom
 	$(BIN)/lint-imports --no-logo
 
 bench: install ## the overhead of the road against a plain Celery group
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python -m benchmarks.overhead
 
 clean: ## remove what can be made again; keeps runs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

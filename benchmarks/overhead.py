@@ -69,36 +69,39 @@ class Side:
             argv = [sys.executable, "-m", "celery", *command, "-n", f"worker{number}@%h"]
             self._workers.append(spawn(argv, log, environment=self.variables, cwd=ROOT))
             logs.append(log)
+        wait_until(lambda: self._ready(logs), 60, what=f"the workers of {self.name}")
+
+    def _ready(self, logs: Sequence[Path]) -> bool:
+        """Ask Celery's remote control, which workers answer once they are consuming."""
         for worker, log in zip(self._workers, logs, strict=True):
-            wait_until(lambda worker=worker, log=log: self._ready(worker, log), 60, what=f"{self.name}")
-
-    def _ready(self, worker: subprocess.Popen[bytes], log: Path) -> bool:
-        if worker.poll() is not None:
-            msg = f"a worker of {self.name} ended: {last_words(log)}"
-            raise RuntimeError(msg)
-        return self._inspect("ping").count("pong") >= len(self._workers)
-
-    def _inspect(self, what: str) -> str:
-        app = self._commands[0][1]
-        return subprocess.run(  # noqa: S603 - Celery's own remote control
-            [sys.executable, "-m", "celery", "-A", app, "inspect", "--timeout", "1", what],
+            if worker.poll() is not None:
+                msg = f"a worker of {self.name} ended: {last_words(log)}"
+                raise RuntimeError(msg)
+        answer = subprocess.run(  # noqa: S603 - Celery's own command
+            [sys.executable, "-m", "celery", *self._commands[0][:2], "inspect", "--timeout", "1", "ping"],
             env=self.variables,
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
-        ).stdout
+        )
+        return answer.stdout.count("pong") == len(self._workers)
 
     def measure(self, module: str, *arguments: object) -> Sample:
         """Let a client of its own measure, and return what it found."""
-        assert self._redis.process is not None
-        pids = [str(worker.pid) for worker in self._workers]
-        argv = [sys.executable, "-m", module, *map(str, arguments)]
-        argv += ["--redis-pid", str(self._redis.process.pid), "--worker-pids", *pids]
-        client = subprocess.run(  # noqa: S603 - our own program
-            argv, env=self.variables, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=600, check=True
-        )
-        sample: Sample = json.loads(client.stdout)
+        pids = [str(process.pid) for process in (self._redis.process, *self._workers) if process]
+        argv = [sys.executable, "-m", module, *map(str, arguments), "--redis-pid", pids[0]]
+        log = self._folder / "client.log"
+        log.unlink(missing_ok=True)
+        client = spawn([*argv, "--worker-pids", *pids[1:]], log, environment=self.variables, cwd=ROOT)
+        try:
+            status = client.wait(600)
+        finally:
+            kill_session(client)
+        if status != 0:
+            msg = f"{module} ended with status {status}: {last_words(log)}"
+            raise RuntimeError(msg)
+        sample: Sample = json.loads(log.read_text().splitlines()[-1])
         return sample
 
     def stop(self) -> None:
@@ -112,7 +115,7 @@ def measure(rollouts: int, rounds: int) -> dict[str, list[Sample]]:
     """Measure everything ``rounds`` times, in turn."""
     ours = [["-A", "workers.gpu", "worker"]] * WORKERS
     theirs = [["-A", "benchmarks.plain", "worker", "--concurrency", str(WORKERS)]]
-    samples: dict[str, list[Sample]] = {PLAIN: []} | {_road(size): [] for size in GROUP_SIZES}
+    samples: dict[str, list[Sample]] = {name: [] for name in (PLAIN, *map(_road, GROUP_SIZES))}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gym-queue-bench-")))
         plain = Side("plain", folder, theirs, "PLAIN_REDIS_URL")
@@ -145,7 +148,7 @@ def ratios(samples: dict[str, list[Sample]]) -> dict[int, list[float]]:
 
 
 def _spread(values: Sequence[float], form: str = ",.0f") -> str:
-    return f"{statistics.median(values):{form}} ({min(values):{form}} – {max(values):{form}})"
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def table(samples: dict[str, list[Sample]]) -> str:
@@ -180,8 +183,8 @@ def _say(text: str) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rollouts", type=int, default=4000, help="rollouts, and tasks, in each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
+    parser.add_argument("--rollouts", type=int, default=5000, help="rollouts, and tasks, in each measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
     if options.rollouts < max(GROUP_SIZES) or options.rounds < 1:
@@ -198,7 +201,7 @@ def main() -> None:
     print(
         f"{options.rollouts} no-op rollouts, {WORKERS} worker processes, {options.rounds} rounds on {machine}"
     )
-    print(f"Median (least – most) over the rounds; memory is of the largest worker\n\n{table(samples)}\n")
+    print(f"Median (least to most) over the rounds; memory is of the largest worker\n\n{table(samples)}\n")
     found = ratios(samples)
     print(
         "; ".join(

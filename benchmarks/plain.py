@@ -20,7 +20,7 @@ _URL = os.environ.get("PLAIN_REDIS_URL", "redis://127.0.0.1:6379/0")
 app = Celery("plain", broker=_URL, backend=_URL)
 
 
-@app.task(name="plain.noop")
+@app.task(name="plain.noop")  # type: ignore[untyped-decorator]  # Celery has no annotations
 def noop(number: int) -> int:
     """Do nothing."""
     return number

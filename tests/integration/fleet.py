@@ -6,11 +6,11 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
 import sys
 import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +21,7 @@ from gym_queue.settings import Settings
 from gym_queue.testing import async_wait_until
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterable
     from types import TracebackType
 
@@ -148,7 +149,7 @@ class Fleet:
             self.processes[name] = spawn(argv, self._log(name), environment=self.variables, cwd=self.folder)
         for name in names:
             if not name.startswith("beat"):
-                await async_wait_until(lambda name=name: self.worker(name), 60, what=f"the lease of {name}")
+                await async_wait_until(partial(self.worker, name), 60, what=f"the lease of {name}")
 
     async def worker(self, name: str) -> str:
         """Return what the ledger calls this worker; empty while it holds no lease."""
