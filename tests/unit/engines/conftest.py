@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
+
+from gym_queue.engines.openai import OpenAIEngine
+from tests.unit.engines.endpoint import SETTINGS, Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 ROLES = ("<|im_start|>", "<|im_end|>")
@@ -152,3 +156,33 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def stopping_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model for which every other token ends the turn."""
     return save_tiny_model(tmp_path_factory.mktemp("stopping"), stop_ids=list(range(3, 258, 2)))
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    scripted = Endpoint()
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", scripted.chat)
+    app.router.add_get("/v1/models", scripted.list_models)
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
+    scripted.base = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    yield scripted
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def slept() -> list[float]:
+    """What the engine waited between tries; it does not really wait."""
+    return []
+
+
+@pytest.fixture
+async def engine(endpoint: Endpoint, slept: list[float]) -> AsyncIterator[OpenAIEngine]:
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    made = OpenAIEngine(f"{endpoint.base}?model=m", SETTINGS, sleep=sleep)
+    yield made
+    await made.close()

@@ -1,0 +1,176 @@
+"""What ``submit-rollouts`` makes of flags, variables and earlier output; stack and coordinator played."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Self
+
+import pytest
+from click.testing import CliRunner
+
+from gym_queue import assembly
+from gym_queue.cli import execution
+from gym_queue.cli.submit import main
+from gym_queue.embedded import stack as stack_module
+from gym_queue.errors import EngineUnavailableError
+from gym_queue.ledger.memory import MemoryLedger
+from gym_queue.records import (
+    RunSpec,
+    RunState,
+    RunStatus,
+)
+from tests.integration.played_stack import FakeCoordinator, FakeStack, play, rows, submit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(tmp_path, monkeypatch)
+
+
+def test_output_that_exists_is_kept(tmp_path: Path) -> None:
+    assert submit().exit_code == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    result = submit()
+    assert result.exit_code == 2
+    assert "out.jsonl exists already" in result.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_resume_refuses_another_run() -> None:
+    assert submit().exit_code == 0
+    result = submit("--resume", "--temperature", "0.5")
+    assert result.exit_code == 2
+    assert "cannot be continued with these settings: temperature was 1.0, now 0.5" in result.stderr
+
+
+def test_resume_refuses_output_that_nobody_explains(tmp_path: Path) -> None:
+    assert submit().exit_code == 0
+    (tmp_path / "out.run" / "manifest.json").unlink()
+    result = submit("--resume")
+    assert result.exit_code == 2
+    assert "out.run does not say what run it belongs to" in result.stderr
+
+
+def test_resume_of_nothing_is_a_run() -> None:
+    assert submit("--resume").exit_code == 0
+
+
+def test_resume_does_again_what_is_missing_in_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows deleted by hand: the ledger thinks that they are safe, so its idea of the run is dropped."""
+    assert submit().exit_code == 0
+    manifest = json.loads((tmp_path / "out.run" / "manifest.json").read_text())
+    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_text("".join(lines[:2]))
+    forgotten: list[str] = []
+
+    class Ledger(MemoryLedger):
+        async def run(self, run_id: str) -> RunStatus | None:
+            spec = RunSpec.model_validate(manifest["spec"])
+            assert run_id == spec.run_id
+            return RunStatus(spec=spec, state=RunState.OPEN, accepted=6, succeeded=6, archived=6)
+
+        async def forget_run(self, run_id: str) -> None:
+            forgotten.append(run_id)
+
+    monkeypatch.setattr(assembly, "make_ledger", lambda _: Ledger())
+    assert submit("--resume").exit_code == 0
+    assert forgotten == [manifest["spec"]["run_id"]]
+
+
+def test_an_endpoint_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(*_: object) -> None:
+        msg = "http://nowhere/v1 does not answer"
+        raise EngineUnavailableError(msg)
+
+    monkeypatch.setattr(assembly, "check_model", check)
+    result = submit()
+    assert result.exit_code == 2
+    assert result.stderr == "submit-rollouts: http://nowhere/v1 does not answer\n"
+    assert not (tmp_path / "out.jsonl").exists(), "nothing was started"
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def buggy(_: FakeCoordinator) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(FakeCoordinator, "stop_after", 0)
+    monkeypatch.setattr(FakeCoordinator, "then", buggy)
+    assert isinstance(submit().exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"HEAD_SERVER_URL": "http://head:11000"}, "submitting to a head is not possible in this version"),
+        ({"GYM_QUEUE_WINDOW": "many"}, "the setting window cannot be used: "),
+        ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL cannot be used: LOUD is no level"),
+    ],
+)
+def test_wrong_variables(variables: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    result = submit()
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_settings_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "gym_queue.toml").write_text("window = = 3")
+    result = submit()
+    assert result.exit_code == 2
+    assert "gym_queue.toml is not TOML" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--head", "http://head"], "submitting to a head is not possible in this version"),
+        (["--size", "3"], "--size is for an environment's own examples"),
+        (["--samples", "0"], "Invalid value for '--samples'"),
+        (["--top-p", "0"], "Invalid value for '--top-p'"),
+    ],
+)
+def test_wrong_flags(arguments: list[str], sentence: str) -> None:
+    result = submit(*arguments)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+
+
+def test_without_input_an_environment_must_make_the_examples() -> None:
+    result = CliRunner().invoke(
+        main, ["--environment", "reasoning_gym:chain_sum", "--model", "stub:", "-o", "x.jsonl"]
+    )
+    assert result.exit_code == 2
+    assert "give an INPUT file, or --environment and --size" in result.stderr
+
+
+def test_an_environments_own_examples(tmp_path: Path) -> None:
+    arguments = ["--environment", "reasoning_gym:chain_sum", "--size", "4", "--limit", "3", "--seed", "1"]
+    result = CliRunner().invoke(main, [*arguments, "--model", "stub:", "-o", str(tmp_path / "own.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert len(rows(tmp_path / "own.jsonl")) == 3
+    assert {row["environment"] for row in rows(tmp_path / "own.jsonl")} == {"reasoning_gym:chain_sum"}
+
+
+def test_the_stack_is_as_large_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    class Counting(FakeStack):
+        async def __aenter__(self) -> Self:
+            asked.append(self.asked)
+            assert self.settings.concurrency == 9
+            return self
+
+    monkeypatch.setattr(execution, "EmbeddedStack", Counting)
+    assert submit("--workers", "3", "--verifiers", "2", "--concurrency", "9").exit_code == 0
+    assert asked == [(3, 2, True)]
+
+
+def test_the_names_played_here_exist() -> None:
+    assert {"supervise", "wait_ready", "__aenter__", "__aexit__"} <= set(dir(stack_module.EmbeddedStack))
