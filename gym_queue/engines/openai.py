@@ -19,6 +19,7 @@ cannot tell these patiences apart; stamina has no full jitter.)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -345,10 +346,8 @@ def _reason(error: aiohttp.ClientError) -> str:
 
 def _retry_after(value: str) -> float:
     """Return the seconds that a ``Retry-After`` header (a number, or a date: RFC 9110, 10.2.3) asks for."""
-    try:
+    with contextlib.suppress(ValueError):  # not a number: a date, then
         return max(0.0, float(value))
-    except ValueError:
-        pass
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
