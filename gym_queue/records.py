@@ -128,7 +128,8 @@ class RunState(StrEnum):
 
 class RunStatus(Record):
     """A run as the ledger sees it. Counters are rollouts, ``cursor`` is the index of the next example to
-    accept.
+    accept,
+    ``queued`` are those that no worker has begun.
     """
 
     spec: RunSpec
@@ -141,11 +142,17 @@ class RunStatus(Record):
     archived: int = 0
     retried: int = 0
     refused: int = 0
+    queued: int = 0
 
     @property
     def ended(self) -> int:
         """Rollouts that reached a terminal state."""
         return self.succeeded + self.failed + self.cancelled
+
+    @property
+    def in_flight(self) -> int:
+        """Rollouts that a worker has begun and that have not ended."""
+        return self.accepted - self.ended - self.queued
 
     @property
     def open(self) -> int:

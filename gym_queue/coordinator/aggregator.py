@@ -46,7 +46,6 @@ class Aggregator:
         self._metrics = metrics
         self._total = total
         self._on_batch = on_batch
-        self.acknowledged = 0
 
     async def run(self) -> None:
         """Aggregate to the end. Raises ``StorageError`` if the archive cannot be written; nothing is
@@ -67,9 +66,7 @@ class Aggregator:
         except asyncio.CancelledError:  # the thread goes on, and whoever cancels will close the archive next
             await asyncio.wait([storing])
             raise
-        self.acknowledged += await patiently(
-            partial(self._ledger.acknowledge, self._run_id, events[-1].position)
-        )
+        await patiently(partial(self._ledger.acknowledge, self._run_id, events[-1].position))
         self._on_batch()
         return len(events)
 

@@ -57,7 +57,6 @@ class Feeder:
         self._source = source
         self._done = done
         self._window = window
-        self.accepted = run.accepted
         self.room_changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -74,7 +73,6 @@ class Feeder:
             if groups and not tickets:  # paused or cancelled meanwhile
                 return
             self._cursor = next_cursor
-            self.accepted += sum(len(group.samples) for group in groups)
             await patiently(partial(self._publisher.publish, tickets))
 
     def _next_groups(self, examples: Iterator[tuple[int, Example]], room: int) -> list[Group]:

@@ -32,7 +32,7 @@ class Interrupted(GymQueueError):  # noqa: N818 - an event, not a mistake
 
 
 class Progress(Record):
-    """Where a run stands, in rollouts. ``in_flight`` are those accepted and not yet archived."""
+    """Where a run stands, in rollouts. ``in_flight`` are those begun by a worker."""
 
     total: int
     succeeded: int
@@ -53,7 +53,7 @@ class Coordinator:
         archive: where rows go, open; what it holds already is not done again.
         metrics: what the archive holds already has been added.
         window: how many rollouts may be open at once.
-        on_progress: called after each batch of ended rollouts.
+        on_progress: called after each batch of ended rollouts, and every half second.
         grace: seconds that rollouts in flight may go on after ``interrupt``.
     """
 
@@ -80,6 +80,7 @@ class Coordinator:
         self._on_progress = on_progress
         self._grace = grace
         self._interrupted = asyncio.Event()
+        self._in_flight = 0
         self._total = source.count * spec.samples
 
     def interrupt(self) -> None:
@@ -108,7 +109,7 @@ class Coordinator:
 
         def batch_done() -> None:
             feeder.room_changed.set()
-            self._on_progress(self._progress(feeder.accepted - aggregator.acknowledged))
+            self._on_progress(self._progress())
 
         aggregator = Aggregator(
             ledger=self._ledger,
@@ -118,8 +119,7 @@ class Coordinator:
             total=self._total,
             on_batch=batch_done,
         )
-        aggregator.acknowledged = status.archived
-        parts = [asyncio.create_task(part) for part in (feeder.run(), self._publish_due())]
+        parts = [asyncio.create_task(part) for part in (feeder.run(), self._watch())]
         end = asyncio.create_task(aggregator.run())
         stop = asyncio.create_task(self._interrupted.wait())
         try:
@@ -170,7 +170,7 @@ class Coordinator:
         run_id = self._spec.run_id
         try:
             await self._ledger.set_run_state(run_id, RunState.PAUSED)
-            while not end.done() and time.monotonic() < deadline and await self._in_flight():
+            while not end.done() and time.monotonic() < deadline and await self._unfinished():
                 await asyncio.wait([end], timeout=min(_DUE_INTERVAL, max(0.0, deadline - time.monotonic())))
         except LedgerError as error:
             raise Interrupted(str(error)) from error
@@ -178,28 +178,28 @@ class Coordinator:
             raise Interrupted
         end.result()
 
-    async def _in_flight(self) -> int:
-        """Return how many rollouts are being worked on or wait for the archive: all open ones but those
-        queued.
-        """
+    async def _unfinished(self) -> int:
+        """Return how many rollouts are worked on or wait for the archive: all open ones but queued ones."""
         status = await self._ledger.run(self._spec.run_id)
-        queued = sum(len(ticket.samples) for ticket in await self._waiting(Stage.GENERATE))
-        return max(0, status.open - queued) if status else 0
+        return status.open - status.queued if status else 0
 
-    async def _publish_due(self) -> None:
-        """Publish retries when their delay is over, sooner than the sweep would."""
+    async def _watch(self) -> None:
+        """Publish retries when they are due, sooner than the sweep would, and count what is in flight."""
         while True:
+            if status := await patiently(partial(self._ledger.run, self._spec.run_id)):
+                self._in_flight = status.in_flight
+                self._on_progress(self._progress())
             if due := await patiently(partial(self._ledger.promote_due, _LARGEST_BATCH)):
                 await patiently(partial(self._publisher.publish, due))
             await asyncio.sleep(_DUE_INTERVAL)
 
-    def _progress(self, in_flight: int) -> Progress:
+    def _progress(self) -> Progress:
         rollouts = self._metrics.counts()
         return Progress(
             total=self._total,
             succeeded=rollouts.succeeded,
             failed=rollouts.failed,
             cancelled=rollouts.cancelled,
-            in_flight=in_flight,
+            in_flight=min(self._in_flight, self._total - rollouts.ended),
             reward_mean=self._metrics.mean_reward,
         )

@@ -144,7 +144,8 @@ class MemoryLedger:
             samples = {sample: _Sample(since=now) for sample in group.samples}
             run.groups[group.example_index] = _Group(group.example, now, samples)
             self._waiting[ticket] = now
-        run.count(cursor=next_cursor - cursor, accepted=sum(len(group.samples) for group in groups))
+        opened = sum(len(group.samples) for group in groups)
+        run.count(cursor=next_cursor - cursor, accepted=opened, queued=opened)
         return tickets
 
     async def claim(self, ticket: Ticket, worker: str, lease: float) -> Claim | None:
@@ -189,6 +190,8 @@ class MemoryLedger:
             )
         if not granted or group is None:
             return None
+        if ticket.stage is Stage.GENERATE:
+            run.count(queued=-len(granted))
         self._leases.setdefault(worker, (now, {}))
         return Claim(example=group.example, samples=tuple(granted), claimed_at=now)
 
@@ -218,7 +221,7 @@ class MemoryLedger:
                 sample.state, sample.worker, sample.since = WAITING_STATE[fence.stage], "", now + delay
                 sample.attempt += 1
                 sample.failures += counted
-                run.count(retried=int(counted))
+                run.count(retried=int(counted), queued=int(fence.stage is Stage.GENERATE))
                 ticket = next_ticket(fence, fence.stage, sample.attempt)
                 if delay > 0:
                     self._delayed[ticket] = now + delay
@@ -247,7 +250,9 @@ class MemoryLedger:
         state = await self.state_of(run_id, example_index, sample_index)
         if state is None or state in TERMINAL:
             return False
-        await self._end(self._runs[run_id], example_index, sample_index, summary, row)
+        run = self._runs[run_id]
+        run.count(queued=-int(state is RolloutState.QUEUED))
+        await self._end(run, example_index, sample_index, summary, row)
         return True
 
     async def open_rollouts(self, run_id: str, limit: int) -> list[tuple[Example, int, int, float]]:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from gym_queue import names
 from gym_queue.errors import REDIS_DISK_FULL, ConflictError, LedgerError, StorageError
+from gym_queue.ledger import members
 from gym_queue.ledger.base import (
     Claim,
     ClaimedSample,
@@ -42,7 +43,17 @@ if TYPE_CHECKING:
 
     from gym_queue.records import Group
 
-_COUNTERS = ("cursor", "accepted", "succeeded", "failed", "cancelled", "archived", "retried", "refused")
+_COUNTERS = (
+    "cursor",
+    "accepted",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "archived",
+    "retried",
+    "refused",
+    "queued",
+)
 
 
 _CONNECTIONS = 16
@@ -59,26 +70,6 @@ def _translated() -> Iterator[None]:
             raise StorageError(REDIS_DISK_FULL) from error
         msg = f"Redis: {error}"
         raise LedgerError(msg) from error
-
-
-def _encode(ticket: Ticket) -> str:
-    samples = ",".join(map(str, ticket.samples))
-    return f"{ticket.stage}|{ticket.run_id}|{ticket.example_index}|{ticket.attempt}|{samples}"
-
-
-def _decode(member: bytes) -> Ticket:
-    stage, run_id, index, attempt, samples = member.decode().split("|")
-    return Ticket.model_construct(
-        stage=Stage(stage),
-        run_id=run_id,
-        example_index=int(index),
-        samples=tuple(map(int, samples.split(","))),
-        attempt=int(attempt),
-    )
-
-
-def _claim_member(stage: Stage, run_id: str, example_index: int, sample_index: int, attempt: int) -> str:
-    return f"{stage}|{run_id}|{example_index}|{attempt}|{sample_index}"
 
 
 class RedisLedger:
@@ -147,7 +138,7 @@ class RedisLedger:
                 stale = [
                     member
                     async for member, _ in self._client.zscan_iter(tickets)
-                    if _decode(member).run_id == run_id
+                    if members.decode(member).run_id == run_id
                 ]
                 if stale:
                     await self._client.zrem(tickets, *stale)
@@ -177,7 +168,7 @@ class RedisLedger:
             tickets.append(ticket)
             keys.append(names.group_key(run_id, group.example_index))
             args += [group.example_index, ",".join(map(str, group.samples))]
-            args += [group.example.model_dump_json(), _encode(ticket)]
+            args += [group.example.model_dump_json(), members.encode(ticket)]
         with _translated():
             return tickets if await self._scripts.run("accept", keys, args) else []
 
@@ -192,9 +183,9 @@ class RedisLedger:
             names.leases_key(),
         ]
         args: list[Any] = [WAITING_STATE[stage].value, RUNNING_STATE[stage].value, ticket.attempt, worker]
-        args += [secrets.token_hex(4), lease, _encode(ticket)]
+        args += [secrets.token_hex(4), lease, members.encode(ticket)]
         for sample in ticket.samples:
-            args += [sample, _claim_member(stage, run_id, index, sample, ticket.attempt)]
+            args += [sample, members.claim(stage, run_id, index, sample, ticket.attempt)]
         with _translated():
             answer = await self._scripts.run("claim", keys, args)
         if answer is None:
@@ -222,18 +213,18 @@ class RedisLedger:
     async def commit(self, fence: Fence, outcome: Outcome) -> Receipt:
         """See ``Ledger.commit``."""
         run_id, index = fence.run_id, fence.example_index
-        member = _claim_member(fence.stage, run_id, index, fence.sample_index, fence.attempt)
+        member = members.claim(fence.stage, run_id, index, fence.sample_index, fence.attempt)
         ticket: Ticket | None = None
         args: list[Any] = [fence.stage.value, index, fence.sample_index, fence.attempt, fence.worker, member]
         match outcome:
             case Generated(payload=payload):
                 ticket = next_ticket(fence, Stage.VERIFY, 1)
-                args = ["generated", *args, payload, _encode(ticket)]
+                args = ["generated", *args, payload, members.encode(ticket)]
             case Ended(summary=summary, row=row):
                 args = ["ended", *args, summary.state, summary.model_dump_json(exclude_defaults=True), row]
             case Retry(delay=delay, counted=counted):
                 follower = next_ticket(fence, fence.stage, fence.attempt + 1)
-                args = ["retry", *args, delay, int(counted), _encode(follower)]
+                args = ["retry", *args, delay, int(counted), members.encode(follower)]
                 ticket = follower if delay == 0 else None
         keys = [
             names.run_key(run_id),
@@ -311,7 +302,9 @@ class RedisLedger:
         """See ``Ledger.promote_due``."""
         keys = [names.delayed_key(), names.waiting_key(Stage.GENERATE), names.waiting_key(Stage.VERIFY)]
         with _translated():
-            return [_decode(member) for member in await self._scripts.run("promote_due", keys, [limit])]
+            return [
+                members.decode(member) for member in await self._scripts.run("promote_due", keys, [limit])
+            ]
 
     async def waiting(self, stage: Stage, older_than: float, limit: int) -> tuple[int, list[Ticket]]:
         """See ``Ledger.waiting``."""
@@ -321,7 +314,7 @@ class RedisLedger:
             newest = seconds + microseconds / 1e6 - older_than
             count = await self._client.zcard(key)
             old = await self._client.zrangebyscore(key, "-inf", newest, start=0, num=limit)
-        return int(count), [_decode(member) for member in old]
+        return int(count), [members.decode(member) for member in old]
 
     async def heartbeat(self, worker: str, info: dict[str, str]) -> bool:
         """See ``Ledger.heartbeat``."""
@@ -355,7 +348,7 @@ class RedisLedger:
 
     async def _owned(self, worker: str, member: bytes, now: float) -> OwnedAttempt | None:
         """Read one claim; a claim that its record no longer knows (cancelled, fenced) is dropped."""
-        claim = _decode(member)
+        claim = members.decode(member)
         (sample,) = claim.samples
         example, accepted_at, record, payload = await self._client.hmget(
             names.group_key(claim.run_id, claim.example_index), "example", "at", f"s:{sample}", f"p:{sample}"

@@ -121,6 +121,7 @@ class Model:
             archived=self.archived,
             retried=self.retried,
             refused=self.refused,
+            queued=sum(rollout.state is RolloutState.QUEUED for rollout in self.rollouts.values()),
         )
 
     def somewhere(self) -> set[Place]:

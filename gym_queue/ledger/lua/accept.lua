@@ -34,4 +34,5 @@ for g = 4, #KEYS do
 end
 redis.call('HSET', KEYS[1], 'cursor', ARGV[2])
 redis.call('HINCRBY', KEYS[1], 'accepted', accepted)
+redis.call('HINCRBY', KEYS[1], 'queued', accepted)
 return 1

@@ -12,6 +12,9 @@ if not record or not string.find(record, '|', 1, true) then
 end
 redis.call('XADD', KEYS[4], '*', 's', ARGV[3], 'r', ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'cancelled', 1)
+if string.sub(record, 1, 7) == 'queued|' then
+  redis.call('HINCRBY', KEYS[1], 'queued', -1)
+end
 if redis.call('HINCRBY', KEYS[2], 'open', -1) == 0 then
   redis.call('DEL', KEYS[2])
   redis.call('ZREM', KEYS[3], ARGV[1])

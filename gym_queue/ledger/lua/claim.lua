@@ -23,6 +23,7 @@ if state ~= 'open' and state ~= 'paused' then
 end
 local deadline = tonumber(now) + tonumber(ARGV[6])
 local granted = {}
+local started = 0
 for a = 8, #ARGV, 2 do
   local field = 's:' .. ARGV[a]
   local record = redis.call('HGET', KEYS[2], field)
@@ -33,12 +34,18 @@ for a = 8, #ARGV, 2 do
       local payload = redis.call('HGET', KEYS[2], 'p:' .. ARGV[a])
       redis.call('HSET', KEYS[2], field, table.concat({ ARGV[2], attempt, failures, since, ARGV[4], ARGV[5] }, '|'))
       redis.call('ZADD', KEYS[4], deadline, ARGV[a + 1])
+      if at == 'queued' then
+        started = started + 1
+      end
       granted[#granted + 1] = { ARGV[a], since, failures, payload or '' }
     end
   end
 end
 if #granted == 0 then
   return nil
+end
+if started > 0 then
+  redis.call('HINCRBY', KEYS[1], 'queued', -started)
 end
 redis.call('ZADD', KEYS[5], 'NX', now, ARGV[4])
 local group = redis.call('HMGET', KEYS[2], 'example', 'at')

@@ -45,6 +45,9 @@ else
   local next_record = { waiting, attempt + 1, failures + tonumber(ARGV[9]), string.format('%.6f', due), '', '' }
   redis.call('HSET', KEYS[2], field, table.concat(next_record, '|'))
   redis.call('HINCRBY', KEYS[1], 'retried', ARGV[9])
+  if ARGV[2] == 'generate' then
+    redis.call('HINCRBY', KEYS[1], 'queued', 1)
+  end
   if tonumber(ARGV[8]) > 0 then
     redis.call('ZADD', KEYS[6], due, ARGV[10])
   else
