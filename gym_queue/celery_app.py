@@ -70,7 +70,6 @@ def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Cele
             "socket_keepalive": True,
             "queue_order_strategy": "priority",
         },
-        broker_pool_limit=2,
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
