@@ -137,6 +137,11 @@ class Fleet:
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
+    def launch(self, name: str, *arguments: str) -> None:
+        """Start ``celery -A`` with the given arguments."""
+        argv = [sys.executable, "-m", "celery", "-A", *arguments]
+        self.processes[name] = spawn(argv, self._log(name), environment=self.variables, cwd=self.folder)
+
     async def start(self, *names: str) -> None:
         """Start processes named ``gpu…``, ``cpu…`` or ``beat…`` and wait until the workers hold a lease."""
         for name in names:
@@ -145,8 +150,7 @@ class Fleet:
                 arguments = ["beat", "beat", "-s", str(self.folder / "schedule")]
             else:
                 arguments = [f"workers.{kind}", "worker", "-n", f"{name}@%h"]
-            argv = [sys.executable, "-m", "celery", "-A", *arguments]
-            self.processes[name] = spawn(argv, self._log(name), environment=self.variables, cwd=self.folder)
+            self.launch(name, *arguments)
         for name in names:
             if not name.startswith("beat"):
                 await async_wait_until(partial(self.worker, name), 60, what=f"the lease of {name}")
