@@ -68,7 +68,7 @@ def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Cele
             "ack_emulation": False,
             "priority_steps": [0],
             "socket_keepalive": True,
-            "queue_order_strategy": "priority",
+            "queue_order_strategy": "priority",  # in the order of `consume`: the sweep before verifying
         },
         accept_content=["json"],
         task_serializer="json",
@@ -104,7 +104,6 @@ def _translated(error: Exception) -> BrokerError | StorageError:
         if "MISCONF" in str(cause):
             failure = StorageError(REDIS_DISK_FULL)
         cause = cause.__cause__ or cause.__context__
-    failure.__cause__ = error
     return failure
 
 
@@ -140,6 +139,7 @@ class CeleryBroker:
                 await loop.run_in_executor(self._thread, self._send, tickets)
             except (OSError, KombuError, RedisError) as error:
                 failure = _translated(error)
+                failure.__cause__ = error
             for _, future in batch:
                 if future.done():
                     continue
@@ -189,8 +189,7 @@ class CeleryBroker:
                 self._thread, self._depth, names.QUEUE_OF_STAGE[stage]
             )
         except (OSError, KombuError, RedisError) as error:
-            msg = f"broker: {error}"
-            raise BrokerError(msg) from error
+            raise _translated(error) from error
 
     def _depth(self, queue: str) -> int:
         with self._app.connection_for_read() as connection, connection.channel() as channel:

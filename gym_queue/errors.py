@@ -1,4 +1,5 @@
-"""One tree of errors: the class says which boundary failed, ``retryable`` whether another try can help.
+"""One tree of errors: the class says which boundary failed, and its failure class whether another
+try can help (``lifecycle.RETRYABLE``).
 
 The docstring of a class is its message where the raiser has nothing more precise to say.
 """
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 class GymQueueError(Exception):
     """gym_queue failed."""
 
-    retryable: ClassVar[bool] = False
     failure_class: ClassVar[FailureClass] = FailureClass.INFRASTRUCTURE
 
     def __str__(self) -> str:
@@ -39,19 +39,13 @@ class ConflictError(GymQueueError):
 class LedgerError(GymQueueError):
     """The ledger (Redis) could not be reached or did not answer."""
 
-    retryable = True
-
 
 class BrokerError(GymQueueError):
     """The broker did not take a ticket."""
 
-    retryable = True
-
 
 class StorageError(GymQueueError):
     """The archive could not be written."""
-
-    retryable = True
 
 
 REDIS_DISK_FULL = (
@@ -72,8 +66,6 @@ class ModelError(GymQueueError):
 class EngineUnavailableError(GymQueueError):
     """The engine could not be reached or is overloaded; another try may work."""
 
-    retryable = True
-
 
 class EngineSetupError(GymQueueError):
     """The engine cannot serve this run at all (no such model, no chat template)."""
@@ -89,8 +81,6 @@ class EnvironmentFailedError(GymQueueError):
 
 class EnvironmentUnavailableError(GymQueueError):
     """The environment's server could not be reached; another try may work."""
-
-    retryable = True
 
 
 class VerifierError(GymQueueError):

@@ -11,7 +11,6 @@ MAINTENANCE_QUEUE = "maintenance"
 GENERATE_TASK = "gym_queue.generate"
 VERIFY_TASK = "gym_queue.verify"
 SWEEP_TASK = "gym_queue.sweep"
-PROBE_TASK = "gym_queue.probe"
 
 QUEUE_OF_STAGE = {Stage.GENERATE: ROLLOUT_QUEUE, Stage.VERIFY: VERIFY_QUEUE}
 TASK_OF_STAGE = {Stage.GENERATE: GENERATE_TASK, Stage.VERIFY: VERIFY_TASK}

@@ -28,7 +28,7 @@ from gym_queue.errors import (
     StageTimeoutError,
     VerifierError,
 )
-from gym_queue.ledger.base import Generated, Outcome, Retry
+from gym_queue.ledger.base import Generated, Outcome, Retry, fence_of
 from gym_queue.lifecycle import retry_delay
 from gym_queue.records import Failure, Fence, Stage, Timings, Verdict, rollout_id
 
@@ -148,14 +148,7 @@ class Pipeline:
 
     async def _hand_back(self, ticket: Ticket, patience: float) -> None:
         for sample in ticket.samples:
-            fence = Fence(
-                stage=ticket.stage,
-                run_id=ticket.run_id,
-                example_index=ticket.example_index,
-                sample_index=sample,
-                attempt=ticket.attempt,
-                worker=self._worker,
-            )
+            fence = fence_of(ticket, sample, self._worker)
             await self._commit(fence, Retry(counted=False), patience)
 
     async def _attempt(self, spec: RunSpec, claim: Claim, sample: ClaimedSample, stage: _Stage) -> None:

@@ -67,6 +67,7 @@ class Worker:
         self.app.steps["consumer"].add(RenewLease)
         setup_logging.connect(self._configure_logging, weak=False)
         task_failure.connect(self._on_task_failure, weak=False)
+        self._parent = os.getpid()
         self._pid = 0
         self._engines: dict[str, Engine] = {}
 
@@ -119,7 +120,7 @@ class Worker:
 
         Celery runs this in the parent, which lives and goes on renewing the lease.
         """
-        if not isinstance(sender, TicketTask) or not args or os.getpid() != _parent_pid:
+        if not isinstance(sender, TicketTask) or not args or os.getpid() != self._parent:
             return
         late = isinstance(exception, TimeLimitExceeded)
         failure_class = FailureClass.TIMEOUT if late else FailureClass.INFRASTRUCTURE
@@ -142,9 +143,6 @@ class Worker:
             and attempt.fence.sample_index in lost.samples
         ]
         await lose(self.ledger, self.broker, owned, failure_class, error)
-
-
-_parent_pid = os.getpid()
 
 
 class RenewLease(bootsteps.StartStopStep):

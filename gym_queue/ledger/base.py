@@ -111,6 +111,18 @@ class Lease(Record):
     info: dict[str, str]
 
 
+def fence_of(ticket: Ticket, sample_index: int, worker: str) -> Fence:
+    """Return the fence of one sample of a ticket in a worker's hands."""
+    return Fence(
+        stage=ticket.stage,
+        run_id=ticket.run_id,
+        example_index=ticket.example_index,
+        sample_index=sample_index,
+        attempt=ticket.attempt,
+        worker=worker,
+    )
+
+
 def next_ticket(fence: Fence, stage: Stage, attempt: int) -> Ticket:
     """Return the ticket that follows a committed attempt."""
     return Ticket(

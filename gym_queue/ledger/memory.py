@@ -21,6 +21,7 @@ from gym_queue.ledger.base import (
     OwnedAttempt,
     Receipt,
     Retry,
+    fence_of,
     next_ticket,
 )
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
@@ -170,14 +171,7 @@ class MemoryLedger:
             ):
                 continue
             sample.state, sample.worker = RUNNING_STATE[ticket.stage], worker
-            fence = Fence(
-                stage=ticket.stage,
-                run_id=ticket.run_id,
-                example_index=ticket.example_index,
-                sample_index=index,
-                attempt=ticket.attempt,
-                worker=worker,
-            )
+            fence = fence_of(ticket, index, worker)
             self._claims.setdefault(worker, {})[fence] = now + lease
             granted.append(
                 ClaimedSample(

@@ -32,6 +32,7 @@ from gym_queue.ledger.base import (
     OwnedAttempt,
     Receipt,
     Retry,
+    fence_of,
     next_ticket,
 )
 from gym_queue.ledger.scripts import Scripts
@@ -193,14 +194,7 @@ class RedisLedger:
         now, example, accepted_at, *granted = answer
         samples = tuple(
             ClaimedSample(
-                fence=Fence(
-                    stage=stage,
-                    run_id=run_id,
-                    example_index=index,
-                    sample_index=int(sample),
-                    attempt=ticket.attempt,
-                    worker=worker,
-                ),
+                fence=fence_of(ticket, int(sample), worker),
                 accepted_at=float(accepted_at),
                 queued_at=float(since),
                 failures=int(failures),
@@ -358,14 +352,7 @@ class RedisLedger:
         if (state, attempt, owner) != (RUNNING_STATE[claim.stage].value, str(claim.attempt), worker):
             await self._client.zrem(names.claims_key(worker), member)
             return None
-        fence = Fence(
-            stage=claim.stage,
-            run_id=claim.run_id,
-            example_index=claim.example_index,
-            sample_index=sample,
-            attempt=claim.attempt,
-            worker=worker,
-        )
+        fence = fence_of(claim, sample, worker)
         return OwnedAttempt(
             fence=fence,
             example=Example.model_validate_json(example),

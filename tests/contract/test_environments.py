@@ -134,6 +134,6 @@ async def test_rollouts_of_one_object_do_not_disturb_each_other(world: World) ->
 async def test_close_follows_reset_at_any_point(world: World) -> None:
     environment = world.make()
     session: dict[str, Any] = {}
-    await _answer(environment.close(session))
+    assert await _answer(environment.close(session)) is None
     await _answer(environment.reset(_examples(world, environment)[0], session))
-    await _answer(environment.close(session))
+    assert await _answer(environment.close(session)) is None

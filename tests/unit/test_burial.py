@@ -129,4 +129,5 @@ async def test_a_ledger_that_does_not_answer_stops_no_burials(
         return not await answer()
 
     await async_wait_until(buried, what="the burial")
+    assert {ticket.attempt for ticket in publisher.tickets} == {2}  # handed back at the second try
     gravedigger.cancel()
