@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -81,3 +82,35 @@ def retry_delay(
         limits.retry_max_delay, limits.retry_base_delay * 2.0 ** min(failures - 1, _LARGEST_EXPONENT)
     )
     return ceiling * jitter
+
+
+def companions(losses: int, slots: int, limits: Limits) -> int | None:
+    """Return how many rollouts with as many losses may run in one worker at once.
+
+    A worker that dies takes all its rollouts along, and one of them may be why. Nobody is suspected before
+    ``max_attempts - 1`` workers have died with a rollout. From then on few run at a time, so that the next
+    death has few suspects; and from ``max_attempts`` on a rollout runs alone in its worker.
+
+    Returns:
+        ``None``: as many as there are slots. 1: this one and nothing else, whatever its losses.
+    """
+    if losses >= limits.max_attempts:
+        return 1
+    if losses and losses >= limits.max_attempts - 1:
+        return max(2, math.isqrt(slots))
+    return None
+
+
+def is_poison(losses: int, limits: Limits, *, alone: bool) -> bool:
+    """Tell whether a rollout is failed for the deaths of its workers.
+
+    Args:
+        losses: workers that died with it, the last one included.
+        limits: the run's limits.
+        alone: it was all that the last of them had: nothing else can be to blame.
+
+    The second limit is a backstop, for workers that do not know how to run one rollout alone.
+    """
+    if limits.max_attempts == 1:
+        return True
+    return losses >= limits.max_attempts * (1 if alone else 2)

@@ -69,13 +69,20 @@ class Sampling(Record):
 
 
 class Limits(Record):
-    """How long a stage of a rollout may take (seconds, from the stage's start) and how often it is tried."""
+    """How long a stage of a rollout may take (seconds, from the stage's start) and how often it is tried.
+
+    ``queue_timeout`` is for each wait for a worker, ``store_timeout`` for handing an outcome to the ledger, and
+    ``rollout_timeout`` for the whole, from acceptance to the end.
+    """
 
     max_attempts: int = Field(default=3, ge=1)
     max_turns: int = Field(default=32, ge=1)
+    queue_timeout: float = Field(default=86_400.0, gt=0)
     generate_timeout: float = Field(default=600.0, gt=0)
     tool_timeout: float = Field(default=120.0, gt=0)
     verify_timeout: float = Field(default=120.0, gt=0)
+    store_timeout: float = Field(default=60.0, gt=0)
+    rollout_timeout: float = Field(default=172_800.0, gt=0)
     retry_base_delay: float = Field(default=1.0, ge=0)
     retry_max_delay: float = Field(default=60.0, ge=0)
 
@@ -95,7 +102,10 @@ class Example(Record):
 
 
 class RunSpec(Record):
-    """One submission: examples x samples, one model, one set of limits. Written once, never changed."""
+    """One submission: examples x samples, one model, one set of limits. Written once, never changed.
+
+    ``output`` says where the rows go (``HOST:PATH``), for people and for the commands that read them.
+    """
 
     version: int = SCHEMA_VERSION
     run_id: str
@@ -105,12 +115,13 @@ class RunSpec(Record):
     limits: Limits = Limits()
     priority: int = 0
     input_fingerprint: str = ""
+    output: str = ""
 
     def identity(self) -> str:
-        """Digest of everything that must be equal for two submissions to be the same run (all but the run's
-        id).
+        """Digest of everything that must be equal for two submissions to be the same run (all but its id and
+        output).
         """
-        return hashlib.sha256(self.model_dump_json(exclude={"run_id"}).encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude={"run_id", "output"}).encode()).hexdigest()
 
 
 class RunState(StrEnum):
@@ -130,6 +141,10 @@ class RunStatus(Record):
     """A run as the ledger sees it. Counters are rollouts, ``cursor`` is the index of the next example to
     accept,
     ``queued`` are those that no worker has begun.
+
+    The rest counts what was healed: ``retried`` failed attempts tried again, ``lost`` attempts whose worker
+    died, ``refused`` late writes, ``republished`` tickets that the broker lacked, ``dropped`` tickets that no
+    rollout waited for.
     """
 
     spec: RunSpec
@@ -140,9 +155,12 @@ class RunStatus(Record):
     failed: int = 0
     cancelled: int = 0
     archived: int = 0
-    retried: int = 0
-    refused: int = 0
     queued: int = 0
+    retried: int = 0
+    lost: int = 0
+    refused: int = 0
+    republished: int = 0
+    dropped: int = 0
 
     @property
     def ended(self) -> int:
@@ -171,6 +189,9 @@ class Group(Record):
 class Ticket(Record):
     """A claim check, not the work itself: which samples of which example, and the only attempt it is good
     for.
+
+    ``losses`` counts the workers that died while they had this rollout at this stage: one of those deaths may
+    be its own doing (``lifecycle.companions``).
     """
 
     stage: Stage
@@ -178,11 +199,12 @@ class Ticket(Record):
     example_index: int
     samples: tuple[int, ...]
     attempt: int
+    losses: int = 0
 
 
 class Fence(Record):
     """Names one attempt at one stage of one rollout; the ledger takes a write only while this attempt is the
-    newest.
+    newest. ``losses`` is its ticket's.
     """
 
     stage: Stage
@@ -191,6 +213,7 @@ class Fence(Record):
     sample_index: int
     attempt: int
     worker: str
+    losses: int = 0
 
 
 class Usage(Record):

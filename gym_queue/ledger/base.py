@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
+from gym_queue.lifecycle import RolloutState
 from gym_queue.records import Example, Fence, Record, RunSpec, Summary, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.lifecycle import RolloutState
     from gym_queue.records import Group, RunState, RunStatus, Stage
 
 
@@ -41,11 +41,14 @@ class Retry(Record):
     """Outcome of an attempt that is tried again after ``delay`` seconds, as the next attempt.
 
     ``counted`` is false where nobody failed (a worker that shuts down hands its work back): such attempts do
-    not use up ``max_attempts``.
+    not use up ``max_attempts``. ``lost`` says that the attempt's worker died: the next ticket carries one loss
+    more. ``reason`` is what ``why`` shows, one sentence.
     """
 
     delay: float = Field(default=0.0, ge=0.0)
     counted: bool = True
+    lost: bool = False
+    reason: str = ""
 
 
 Outcome = Generated | Ended | Retry
@@ -95,6 +98,40 @@ class OwnedAttempt(Record):
     payload: bytes | None = None
 
 
+class OpenRollout(Record):
+    """A rollout that has not ended, as the ledger's owner sees it from outside. ``since`` is when its state
+    began (or, for a delayed retry, when it will be due), ``seen_at`` when the ledger was asked.
+    """
+
+    example: Example
+    example_index: int
+    sample_index: int
+    accepted_at: float
+    seen_at: float
+    state: RolloutState
+    attempt: int
+    since: float
+
+
+class Whereabouts(Record):
+    """All that the ledger knows of one rollout that has not ended (or whose group has not).
+
+    ``worker`` and ``deadline`` are set while a worker owns it. ``ahead`` counts the tickets that have waited
+    longer at its stage. ``reason`` is why the last attempt ended, empty if there was none.
+    """
+
+    state: RolloutState
+    attempt: int
+    failures: int
+    accepted_at: float
+    seen_at: float
+    since: float
+    worker: str = ""
+    deadline: float | None = None
+    ahead: int = 0
+    reason: str = ""
+
+
 class Event(Record):
     """One ended rollout in the results stream. ``position`` orders events of a run; acknowledge up to one."""
 
@@ -120,10 +157,11 @@ def fence_of(ticket: Ticket, sample_index: int, worker: str) -> Fence:
         sample_index=sample_index,
         attempt=ticket.attempt,
         worker=worker,
+        losses=ticket.losses,
     )
 
 
-def next_ticket(fence: Fence, stage: Stage, attempt: int) -> Ticket:
+def next_ticket(fence: Fence, stage: Stage, attempt: int, losses: int = 0) -> Ticket:
     """Return the ticket that follows a committed attempt."""
     return Ticket(
         stage=stage,
@@ -131,11 +169,14 @@ def next_ticket(fence: Fence, stage: Stage, attempt: int) -> Ticket:
         example_index=fence.example_index,
         samples=(fence.sample_index,),
         attempt=attempt,
+        losses=losses,
     )
 
 
 class Ledger(Protocol):
-    """See the module's docstring. All methods raise ``LedgerError`` when the store cannot be reached."""
+    """See the module's docstring. All methods raise ``LedgerError`` when the store cannot be reached
+    or takes no writes for now (full, read-only, loading): waiting may help.
+    """
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
         """Create a run, or return the one already submitted under this key (G8).
@@ -181,24 +222,40 @@ class Ledger(Protocol):
         """
         ...
 
-    async def commit(self, fence: Fence, outcome: Outcome) -> Receipt:
-        """Write the outcome of an attempt, if it is still the newest and still running (G1, G2)."""
-        ...
+    async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
+        """Write the outcome of an attempt, if it is still the newest and still running (G1, G2).
 
-    async def cancel(
-        self, run_id: str, example_index: int, sample_index: int, row: bytes, summary: Summary
-    ) -> bool:
-        """End one rollout as cancelled, whatever it is doing. Returns false if it had ended already."""
-        ...
-
-    async def open_rollouts(self, run_id: str, limit: int) -> list[tuple[Example, int, int, float]]:
-        """Return up to ``limit`` rollouts that have not ended: example, example index, sample index,
-        accepted_at.
+        ``revoke`` is for whoever writes in its owner's stead: should the owner live, ``revoked`` tells it.
         """
         ...
 
-    async def state_of(self, run_id: str, example_index: int, sample_index: int) -> RolloutState | None:
-        """Return the state of a rollout; ``None`` once its whole group has ended (or it never was)."""
+    async def end(self, run_id: str, ended: Ended, *, waiting_attempt: int | None = None) -> bool:
+        """End one rollout (``ended.summary`` says which) from outside, whatever it is doing, and tell its owner
+        through ``revoked``. With ``waiting_attempt``: only if that attempt still waits for a worker.
+
+        Returns false if it had ended already, or waits no more.
+        """
+        ...
+
+    async def revoked(self, worker: str, limit: int) -> list[Fence]:
+        """Take the attempts that were taken from a worker, or ended under it, since the last call.
+
+        For saving work only: what is told once and lost would have been refused by the fence all the same.
+        """
+        ...
+
+    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+        """Return rollouts that have not ended, those of the examples accepted first in front, up to
+        ``limit``.
+        """
+        ...
+
+    async def whereabouts(self, run_id: str, example_index: int, sample_index: int) -> Whereabouts | None:
+        """Return where a rollout stands; ``None`` once its whole group has ended (or it never was)."""
+        ...
+
+    async def count_republished(self, run_id: str, tickets: int) -> None:
+        """Add to a run's count of tickets that the broker lacked. Does nothing for a run that is forgotten."""
         ...
 
     async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
