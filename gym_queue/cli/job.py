@@ -80,6 +80,7 @@ def prepare(options: Options, settings: Settings) -> Job:
     Raises:
         GymQueueError: the run is not possible; nothing was started.
     """
+    _check_fleet(options, settings)
     source = _open_source(options)
     assembly.check_model(options.model, settings)
     earlier = manifest.read(paths(options.output).run_dir) if options.resume else None
@@ -96,6 +97,17 @@ def prepare(options: Options, settings: Settings) -> Job:
     for note in archive.notes:
         say(note)
     return Job(options, settings, source, spec, archive, metrics)
+
+
+def _check_fleet(options: Options, settings: Settings) -> None:
+    """Refuse a Redis of our own, which nobody else can be using, without workers of our own."""
+    missing = [name for name in ("workers", "verifiers") if not getattr(options, name)]
+    if missing and "redis_url" not in settings.model_fields_set:
+        msg = (
+            f"--{missing[0]} 0 leaves that work to workers elsewhere: "
+            "set GYM_QUEUE_REDIS_URL to the Redis that they use"
+        )
+        raise UsageError(msg)
 
 
 def _open_source(options: Options) -> Source:

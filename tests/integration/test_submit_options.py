@@ -172,5 +172,22 @@ def test_the_stack_is_as_large_as_asked(monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == [(3, 2, True)]
 
 
+@pytest.mark.parametrize(("workers", "verifiers"), [("0", "0"), ("0", "1"), ("1", "0")])
+def test_no_worker_of_ones_own_needs_a_redis_where_others_are(
+    workers: str, verifiers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--workers", workers, "--verifiers", verifiers]
+    result = submit(*arguments)
+    assert result.exit_code == 2
+    flag = "--workers" if workers == "0" else "--verifiers"
+    assert f"{flag} 0 leaves that work to workers elsewhere: set GYM_QUEUE_REDIS_URL" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+    monkeypatch.setenv("GYM_QUEUE_REDIS_URL", "redis://elsewhere:6379/0")
+    result = submit(*arguments)
+    assert result.exit_code == 0, result.output
+    assert ("no worker is started here" in result.stderr) == (workers == verifiers)
+
+
 def test_the_names_played_here_exist() -> None:
     assert {"supervise", "wait_ready", "__aenter__", "__aexit__"} <= set(dir(stack_module.EmbeddedStack))
