@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench chaos clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -56,6 +56,12 @@ lint: install ## style, types, and who may import whom
 
 bench: install ## the overhead of the road against a plain Celery group
 	$(BIN)/python -m benchmarks.overhead
+
+SEED ?= 1
+MINUTES ?= 10
+
+chaos: install ## kill and cut for MINUTES=10 from SEED=1 on; SCENARIO=... plays one only
+	$(BIN)/python -m tests.chaos.soak --seed $(SEED) --minutes $(MINUTES) $(if $(SCENARIO),--scenario $(SCENARIO))
 
 clean: ## remove what can be made again; keeps runs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
