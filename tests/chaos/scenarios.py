@@ -78,7 +78,7 @@ async def everything(folder: Path, seed: int, size: Size) -> Report:
     full = size is Size.FULL
     rows = workload.mixed(seed, 1000, 2) if full else workload.mixed(seed, 100, 2)
     gpu, remote = _GPU if full else _GPU[:3], () if network.why_not() else ("gpu1",)
-    cpu, often = ("cpu1", "cpu2") if full else ("cpu1",), 1.0 if full else 0.4
+    cpu, often = ("cpu1", "cpu2") if full else ("cpu1",), 1.0 if full else 0.5
     recipes = [
         Recipe("kill", gpu, 12.0 * often),
         Recipe("kill", cpu, 30.0 * often),
@@ -92,9 +92,10 @@ async def everything(folder: Path, seed: int, size: Size) -> Report:
         Recipe("empty the queues", ("",), 20.0 * often),
         *(Recipe("cut the cable", (name,), 20.0 * often, (1.0, 8.0)) for name in remote),
     ]
-    settings = {"GYM_QUEUE_MAX_ATTEMPTS": 4, "GYM_QUEUE_CONCURRENCY": 6}
+    schedule = draw(seed, recipes, 90.0 if full else 25.0)
+    settings = {"GYM_QUEUE_MAX_ATTEMPTS": 4, "GYM_QUEUE_CONCURRENCY": 4}
     async with Stack(folder / "stack", gpu=len(gpu), cpu=len(cpu), remote=remote, settings=settings) as stack:
-        return await collect(stack, rows, draw(seed, recipes, 600.0), limit=400 if full else 120)
+        return await collect(stack, rows, schedule, limit=400 if full else 120)
 
 
 async def failover(folder: Path, seed: int, _size: Size) -> Report:
@@ -110,7 +111,7 @@ async def failover(folder: Path, seed: int, _size: Size) -> Report:
         stack.part("gpu1").end(signal.SIGKILL)
         await async_wait_until(partial(stack.owns, "gpu2", 200), 60, what="gpu2 to own all")
         seconds = await stack.clock() - killed
-        stack.processes.start(stack.part("gpu1"))
+        stack.part("gpu1").wanted = True
         stack.open_gate("gate")
         report = await finish(stack, rows, limit=60)
     report.noted.append(f"200 rollouts ran elsewhere {seconds:.1f} s after their worker was killed")
@@ -163,7 +164,7 @@ async def _comes_back(
     stack.part("gpu2").wanted = False
     stack.part("gpu2").end(signal.SIGTERM)
     await async_wait_until(partial(stack.owns, "gpu1", 20), 30, what="gpu1 to take over what gpu2 hands back")
-    stack.processes.start(stack.part("gpu2"))
+    stack.part("gpu2").wanted = True
     stack.open_gate("last")
     report = await finish(stack, rows, limit=30)
     refused = stack.status.refused if stack.status else 0
