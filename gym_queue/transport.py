@@ -23,6 +23,12 @@ interrupted.
 """
 
 
+RECONNECT = {"interval_start": 0.1, "interval_step": 0.1, "interval_max": 2.0}
+"""Seconds between attempts to connect, for who is patient. Celery's 30 would keep a worker away for that long
+after the broker is back.
+"""
+
+
 class RedisTransport(redis.Transport):
     """``redis://``, ``rediss://`` and unix sockets."""
 

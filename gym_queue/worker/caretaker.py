@@ -183,8 +183,8 @@ class Caretaker:
     async def _leave(self) -> None:
         name = self._ward.name
         retry = Retry(counted=False, reason=f"worker {name} stopped and handed it back")
-        while fences := await self._ledger.claimed(name, _MANY):
-            receipts = await asyncio.gather(*(self._ledger.commit(fence, retry) for fence in fences))
+        while owned := await self._ledger.owned(name, None, _MANY):
+            receipts = await asyncio.gather(*(self._ledger.commit(attempt.fence, retry) for attempt in owned))
             await offer(self._broker, [receipt.ticket for receipt in receipts if receipt.ticket is not None])
         await self._ledger.drop_lease(name)
 

@@ -11,13 +11,12 @@ from celery.worker.consumer.consumer import CONNECTION_RETRY
 from celery.worker.state import maybe_shutdown
 
 from gym_queue.telemetry.outage import Outage
+from gym_queue.transport import RECONNECT
 
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
-"""Seconds between two attempts to connect. Celery's 30 would keep a worker away for that long after the broker
-is back.
-"""
+"""Seconds between two connections that did not last."""
 
 _SETTLED = 2.0
 """Seconds after which a connection counts as one that works: a broker that takes no writes lets us connect."""
@@ -45,10 +44,8 @@ class PatientConsumer(Consumer):
         """Connect, however long it takes; a shutdown ends it."""
         conn.ensure_connection(
             lambda error, _interval: self._outage.goes_on(error),
-            interval_start=_FIRST_PAUSE,
-            interval_step=_FIRST_PAUSE,
-            interval_max=_LONGEST_PAUSE,
             callback=maybe_shutdown,
+            **RECONNECT,
         )
         self.first_connection_attempt = False
         self._connected_at = time.monotonic()

@@ -181,6 +181,11 @@ class PreforkPool(TaskPool):
     def _jobs(self) -> Iterator[Any]:
         return iter(self._pool.busy() if self._pool is not None else ())
 
+    @property
+    def used(self) -> int:
+        """Tickets in the pool. Any thread may ask."""
+        return len(list(self._jobs()))
+
     def running(self) -> frozenset[Attempt]:
         """Return the attempts whose tickets are in the pool. Any thread may ask."""
         tickets = (getattr(job, "ticket", None) for job in self._jobs())
@@ -201,11 +206,11 @@ class PreforkPool(TaskPool):
     def on_stop(self) -> None:
         """Let verifiers end within the grace period, then kill them: the worker hands their work back."""
         until = time.monotonic() + float(self.app.conf.shutdown_grace)
-        if busy := len(list(self._jobs())):
-            _log.info("%d verifiers at work; waiting up to %g s", busy, self.app.conf.shutdown_grace)
+        if self.used:
+            _log.info("%d verifiers at work; waiting up to %g s", self.used, self.app.conf.shutdown_grace)
         hub = get_event_loop()
         turn = hub.create_loop()
-        while any(self._jobs()) and time.monotonic() < until and not shutdown.is_urgent():
+        while self.used and time.monotonic() < until and not shutdown.is_urgent():
             try:
                 next(turn)
             except StopIteration:
