@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field
 
 from gym_queue.lifecycle import RolloutState
-from gym_queue.records import Example, Fence, Record, RunSpec, Summary, Ticket
+from gym_queue.records import Example, Fence, Record, RunSpec, Stage, Summary, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.records import Group, RunState, RunStatus, Stage
+    from gym_queue.records import Group, RunState, RunStatus
+
+
+LONGEST_REASON = 300
+"""Characters that a ledger keeps of the reason for a retry."""
+
+
+def kept_reason(reason: str) -> str:
+    """Return what a ledger keeps of the reason for a retry: it may quote a model, and be long or broken."""
+    return reason[:LONGEST_REASON].encode(errors="replace").decode()
 
 
 class Generated(Record):
@@ -41,8 +50,8 @@ class Retry(Record):
     """Outcome of an attempt that is tried again after ``delay`` seconds, as the next attempt.
 
     ``counted`` is false where nobody failed (a worker that shuts down hands its work back): such attempts do
-    not use up ``max_attempts``. ``lost`` says that the attempt's worker died: the next ticket carries one loss
-    more. ``reason`` is what ``why`` shows, one sentence.
+    not use up ``max_attempts``. ``lost`` says that the attempt's worker died: the next ticket carries one
+    loss more. ``reason`` is what ``why`` shows, one sentence.
     """
 
     delay: float = Field(default=0.0, ge=0.0)
@@ -77,11 +86,16 @@ class ClaimedSample(Record):
 
 
 class Claim(Record):
-    """What a worker owns after claiming a ticket: the example and the samples that were still wanted."""
+    """What a worker owns after claiming a ticket: the example and the samples that were still wanted.
+
+    ``opened_at`` is the run's (see ``RunStatus``): what a rollout may take in all counts from there, if that
+    is later than when it was accepted.
+    """
 
     example: Example
     samples: tuple[ClaimedSample, ...]
     claimed_at: float
+    opened_at: float = 0.0
 
 
 class OwnedAttempt(Record):
@@ -114,7 +128,8 @@ class OpenRollout(Record):
 
 
 class Whereabouts(Record):
-    """All that the ledger knows of one rollout that has not ended (or whose group has not).
+    """All that the ledger knows of one rollout that has not ended (or whose group has not: then its state is
+    all that is known, the attempt is 0 and ``since`` is when it was accepted).
 
     ``worker`` and ``deadline`` are set while a worker owns it. ``ahead`` counts the tickets that have waited
     longer at its stage. ``reason`` is why the last attempt ended, empty if there was none.
@@ -161,6 +176,17 @@ def fence_of(ticket: Ticket, sample_index: int, worker: str) -> Fence:
     )
 
 
+def first_ticket(run_id: str, group: Group) -> Ticket:
+    """Return the ticket of a group that was just accepted: one for all its samples."""
+    return Ticket(
+        stage=Stage.GENERATE,
+        run_id=run_id,
+        example_index=group.example_index,
+        samples=group.samples,
+        attempt=1,
+    )
+
+
 def next_ticket(fence: Fence, stage: Stage, attempt: int, losses: int = 0) -> Ticket:
     """Return the ticket that follows a committed attempt."""
     return Ticket(
@@ -195,7 +221,10 @@ class Ledger(Protocol):
         ...
 
     async def set_run_state(self, run_id: str, state: RunState) -> bool:
-        """Move a run between open and paused, or to a final state. Returns false if it was final already."""
+        """Move a run between open and paused, or to a final state. Returns false if it was final already.
+
+        To open it, even one that is open, starts its rollouts' time anew (``RunStatus.opened_at``).
+        """
         ...
 
     async def forget_run(self, run_id: str) -> None:
@@ -230,8 +259,8 @@ class Ledger(Protocol):
         ...
 
     async def end(self, run_id: str, ended: Ended, *, waiting_attempt: int | None = None) -> bool:
-        """End one rollout (``ended.summary`` says which) from outside, whatever it is doing, and tell its owner
-        through ``revoked``. With ``waiting_attempt``: only if that attempt still waits for a worker.
+        """End one rollout (``ended.summary`` says which) from outside, whatever it is doing, and tell its
+        owner through ``revoked``. With ``waiting_attempt``: only if that attempt still waits for a worker.
 
         Returns false if it had ended already, or waits no more.
         """
@@ -255,7 +284,7 @@ class Ledger(Protocol):
         ...
 
     async def count_republished(self, run_id: str, tickets: int) -> None:
-        """Add to a run's count of tickets that the broker lacked. Does nothing for a run that is forgotten."""
+        """Add to a run's count of tickets that the broker lacked. Does nothing for a forgotten run."""
         ...
 
     async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
@@ -293,6 +322,10 @@ class Ledger(Protocol):
         """Return attempts a worker owns: all of them, or only those ``overdue_by`` seconds past their
         deadline.
         """
+        ...
+
+    async def claimed(self, worker: str, limit: int) -> list[Fence]:
+        """Return the attempts that a worker owns by its own list, their names only. Some may have ended."""
         ...
 
     async def drop_lease(self, worker: str) -> None:
