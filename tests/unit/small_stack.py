@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gym_queue.coordinator.archive import Archive
@@ -14,6 +15,7 @@ from gym_queue.coordinator.run import Coordinator
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.maintenance.audit import audit
+from gym_queue.maintenance.cancel import cancel_run
 from gym_queue.maintenance.reap import reap
 from gym_queue.pipeline import Pipeline
 from gym_queue.records import Example, Limits, RunSpec, Stage, Ticket
@@ -125,9 +127,8 @@ class Output:
         examples: int,
         *,
         archive: type[Archive] = Archive,
-        window: int = 8,
+        window: int | None = 8,
         priority: int = 0,
-        grace: float = 10.0,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> AsyncIterator[Coordinator]:
         """Make a coordinator that continues what the files hold."""
@@ -149,7 +150,7 @@ class Output:
                 metrics=metrics,
                 window=window,
                 on_progress=on_progress,
-                grace=grace,
+                cancel=partial(cancel_run, stack.ledger, self.name, "the run was cancelled"),
             )
 
     def places(self) -> list[tuple[int, int]]:

@@ -138,10 +138,10 @@ async def test_g9_an_interrupted_run_is_continued_by_the_next_coordinator(tmp_pa
     gate, ledger = Gate(), WatchedLedger()
     stack, output = Stack(ledger=ledger, engine=Engine(gate)), Output(tmp_path)
     async with stack.up():
-        async with output.coordinator(stack, 20, window=8, grace=60.0) as coordinator:
+        async with output.coordinator(stack, 20, window=8) as coordinator:
             run = asyncio.create_task(coordinator.run())
             await async_wait_until(lambda: gate.waiting == 8)
-            coordinator.interrupt()
+            coordinator.interrupt(grace=60.0)
             await async_wait_until(lambda: is_paused(ledger))
             gate.open()  # what is in flight ends, and nothing else begins
             with pytest.raises(Interrupted):
@@ -163,10 +163,10 @@ async def test_what_is_not_done_within_the_grace_period_waits_for_the_next(tmp_p
     gate = Gate()
     stack, output = Stack(engine=Engine(gate)), Output(tmp_path)
     async with stack.up():
-        async with output.coordinator(stack, 5, grace=0.01) as coordinator:
+        async with output.coordinator(stack, 5) as coordinator:
             run = asyncio.create_task(coordinator.run())
             await async_wait_until(lambda: gate.waiting)
-            coordinator.interrupt()
+            coordinator.interrupt(grace=0.01)
             with pytest.raises(Interrupted):
                 await run
         assert output.places() == []
