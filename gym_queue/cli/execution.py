@@ -83,9 +83,8 @@ def _close_early(job: Job) -> str:
 
 
 def _kept(job: Job) -> str:
-    return (
-        f"{job.archive.count} of {job.total} rollouts are in {job.paths.rows} and {job.paths.failures.name}"
-    )
+    files = f"{job.paths.rows} and {job.paths.failures.name}"
+    return f"{job.archive.count} of {job.total} rollouts are in {files}"
 
 
 def _write_metrics(job: Job, metrics: RunMetrics, *, complete: bool) -> None:

@@ -93,7 +93,7 @@ class Aggregator:
                 return
 
     async def _store_whole(self, events: Sequence[Event]) -> None:
-        """Store a batch; whoever cancels this will close the archive next, so it ends when the thread does."""
+        """Store a batch. Who cancels this closes the archive next, so it ends when its thread does."""
         storing = asyncio.create_task(self._store(events))
         try:
             await asyncio.shield(storing)

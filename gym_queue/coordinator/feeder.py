@@ -107,7 +107,7 @@ class Feeder:
                 continue
 
     def _lacks_some(self, mine: RunStatus) -> bool:
-        """Tell whether the ledger thinks that all is archived although rollouts are missing in the archive."""
+        """Tell whether the ledger thinks that all is archived although the archive lacks rollouts."""
         fed = mine.state is RunState.OPEN and mine.cursor >= self._source.count and mine.open == 0
         return fed and self._archive.count < self._source.count * self._samples
 
@@ -116,7 +116,7 @@ class Feeder:
         if cursor != self._cursor:
             if 0 <= cursor < self._cursor:
                 _log.warning(
-                    "the ledger knows only %d of %d examples: it is told again", cursor, self._cursor
+                    "the ledger has lost examples %d to %d; it gets them again", cursor, self._cursor
                 )
             self._examples = enumerate(self._source.examples(cursor), cursor)
         groups = await asyncio.to_thread(self._next_groups, room)
