@@ -59,6 +59,11 @@ class _Remembering(click.Command):
 @click.option("--size", type=_COUNT, help="How many examples an environment shall make.")
 @click.option("--resume", is_flag=True, help="Continue what an earlier command left in --output.")
 @click.option(
+    "--retry",
+    metavar="CLASS[,CLASS...]",
+    help="With --resume: do the failed rollouts of these classes again (infrastructure, timeout, ...).",
+)
+@click.option(
     "--head", envvar="HEAD_SERVER_URL", metavar="URL", help="A running head to submit to (not yet possible)."
 )
 @click.option("--limit", type=_COUNT, help="Use only so many examples.")

@@ -1,17 +1,19 @@
-"""``submit-rollouts --workers 0 --verifiers 0``: a real command that only coordinates; a fleet does the work."""
+"""``submit-rollouts --workers 0 --verifiers 0``: a real command that only coordinates, and a fleet."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gym_queue.testing import async_wait_until
+from tests.acceptance.test_submit_goes_on import children
 from tests.integration.fleet import WORLD, Fleet
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
 EXAMPLES = 30
@@ -43,8 +45,7 @@ async def test_a_command_without_workers_uses_those_that_are_there(
                 return await fleet.owned("gpu1") == EXAMPLES
 
             await async_wait_until(all_at_work, 60, what="the fleet to have all rollouts")
-            children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text()
-            assert children == "", "it starts no process"
+            assert children(command.pid) == {}, "it starts no process"
             fleet.gate.touch()
             said, errors = await asyncio.wait_for(command.communicate(), 60)
         finally:
