@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from math import isclose
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from tests.chaos.processes import Death
@@ -23,6 +24,9 @@ queue, and never takes it back.
 """
 
 _SHOWN = 5
+_OFTEN = 50
+_LOUD = re.compile("WARNING|ERROR|CRITICAL")
+_CHANGING = re.compile(r"\d+|\b[0-9a-f]{6,}\b")
 
 
 def _some(things: Iterable[object]) -> str:
@@ -108,6 +112,17 @@ def deaths(died: Iterable[Death], *, poison: bool = False) -> list[str]:
     return (
         [f"{len(surprises)} processes ended that nobody had touched: {_some(surprises)}"] if surprises else []
     )
+
+
+def logs(said: Mapping[str, str]) -> list[str]:
+    """What goes wrong is said once, not a thousand times, and in words. Takes texts of logs by their names."""
+    wrong = []
+    for name, text in said.items():
+        lines = Counter(_CHANGING.sub("#", line) for line in text.splitlines() if _LOUD.search(line))
+        wrong += [f"{name} says {times} times: {line}" for line, times in lines.items() if times > _OFTEN]
+        if tracebacks := re.findall(r"Traceback(?:.*\n)+?(?=\w)(.*)", text):
+            wrong.append(f"{name} has {len(tracebacks)} tracebacks, such as: {tracebacks[-1]}")
+    return wrong
 
 
 def keys(left: Iterable[tuple[str, int]]) -> list[str]:

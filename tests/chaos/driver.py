@@ -92,6 +92,7 @@ async def finish(
     report.wrong += checks.metrics(stack.metrics(), report.succeeded, report.failed)
     report.wrong += checks.deaths(stack.processes.deaths, poison="poison" in workload.kinds)
     report.wrong += await _wind_down(stack)
+    report.wrong += checks.logs(stack.logs())
     return report
 
 

@@ -76,7 +76,7 @@ async def deaths(folder: Path, seed: int, size: Size) -> Report:
 async def everything(folder: Path, seed: int, size: Size) -> Report:
     """All kinds of rollouts, all kinds of faults."""
     full = size is Size.FULL
-    rows = workload.mixed(seed, 1000, 2) if full else workload.mixed(seed, 100, 2)
+    rows = workload.mixed(seed, 1000, 2) if full else workload.mixed(seed, 180, 2)
     gpu, remote = _GPU if full else _GPU[:3], () if network.why_not() else ("gpu1",)
     cpu, often = ("cpu1", "cpu2") if full else ("cpu1",), 1.0 if full else 0.5
     recipes = [

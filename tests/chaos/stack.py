@@ -160,6 +160,10 @@ class Stack:
         path = self.out.with_suffix(".run") / "manifest.json"
         return str(json.loads(path.read_text())["spec"]["run_id"]) if path.exists() else ""
 
+    def logs(self) -> dict[str, str]:
+        """Return what the processes said, by their names."""
+        return {name: part.log.read_text() for name, part in self.processes.parts.items()}
+
     async def _follow(self) -> None:
         """Keep the newest status of the run, which the ledger forgets at its end. Ends by being cancelled."""
         while True:

@@ -138,3 +138,13 @@ def test_a_torn_line_is_seen(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text('{"a": 1}\n{"a"')
     with pytest.raises(ValueError, match="Expecting"):
         checks.read(tmp_path / "out.jsonl")
+
+
+def test_what_is_said_too_often_and_tracebacks_are_seen() -> None:
+    waiting = "".join(f"2026-01-01 10:00:{second} WARNING gpu[7] broker: away\n" for second in range(60))
+    traceback = (
+        "INFO all is well\nTraceback (most recent call last):\n  File x\n    y\nValueError: no\nINFO more\n"
+    )
+    assert checks.logs({"gpu1": waiting[:1000] + "INFO well\n" * 100, "beat": ""}) == []
+    assert checks.logs({"gpu1": waiting}) == ["gpu1 says 60 times: #-#-# #:#:# WARNING gpu[#] broker: away"]
+    assert checks.logs({"gpu1": traceback}) == ["gpu1 has 1 tracebacks, such as: ValueError: no"]
