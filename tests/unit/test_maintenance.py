@@ -105,7 +105,9 @@ async def test_g6_a_rollout_that_kills_its_workers_is_failed_with_what_is_known(
     assert await deaths(fleet, tickets, 1) == []
     (row,) = await fleet.rows()
     assert (row["state"], row["class"], row["attempt"]) == ("failed", "infrastructure", 3)
-    assert row["error"] == "3 workers died with this rollout; the last one: worker victim-1 was silent for 301 s"
+    assert (
+        row["error"] == "3 workers died with this rollout; the last one: worker victim-1 was silent for 301 s"
+    )
     assert await fleet.workers() == set()
     status = await fleet.ledger.run(RUN)
     assert status is not None
