@@ -229,5 +229,3 @@ def test_no_worker_of_ones_own_needs_a_redis_where_others_are(
 def test_the_names_played_here_exist() -> None:
     played = {"supervise", "could_start", "wait_ready", "__aenter__", "__aexit__"}
     assert played <= set(dir(stack_module.EmbeddedStack))
-        dir(stack_module.EmbeddedStack)
-    )
