@@ -44,7 +44,7 @@ async def hand_back_of_the_dead(
             continue
         if living is not None and pid in living:
             continue
-        retry = Retry(counted=False, reason=f"worker {lease.worker} ended with the command that started it")
+        retry = Retry(counted=False, reason=f"worker {lease.worker} was stopped with an earlier command")
         while owned := await ledger.owned(lease.worker, None, _BATCH):
             receipts = [await ledger.commit(attempt.fence, retry) for attempt in owned]
             await offer(broker, [receipt.ticket for receipt in receipts if receipt.ticket is not None])

@@ -216,7 +216,7 @@ async def test_g4_lost_tickets_come_again_as_many_as_are_missing_the_oldest_firs
 
 async def test_g4_a_broker_that_is_away_holds_up_no_audit(caplog: pytest.LogCaptureFixture) -> None:
     fleet = Fleet(World(inline=False))
-    one, two, three = await fleet.submit(*(group(index, [0]) for index in range(3)))
+    one, two, _ = await fleet.submit(*(group(index, [0]) for index in range(3)))
     await fleet.pipeline.generate(one)
     (verify,) = fleet.publisher.take()
     claim = await fleet.claim(two, "gpu")
