@@ -105,8 +105,7 @@ def celery_commands(workers: int, verifiers: int, suffix: str = "") -> dict[str,
         node = f"cpu{suffix}@%h"
         commands["cpu"] = [*celery, "workers.cpu", "worker", "-n", node, "--concurrency", str(verifiers)]
     if commands:  # a fleet that has all the workers has its own
-        in_memory = "celery.beat:Scheduler"  # a file would have to be written where there may be no room
-        commands["beat"] = [*celery, "beat", "beat", "-S", in_memory]
+        commands["beat"] = [*celery, "beat", "beat"]
     return commands
 
 

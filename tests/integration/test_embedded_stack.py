@@ -140,7 +140,7 @@ def test_no_secret_is_a_process_argument() -> None:
     assert list(commands) == ["gpu1", "gpu2", "cpu", "beat"]
     assert commands["gpu2"][1:] == ["-m", "celery", "-A", "workers.gpu", "worker", "-n", "gpu2-77@%h"]
     assert commands["cpu"][-4:] == ["-n", "cpu-77@%h", "--concurrency", "3"]
-    assert commands["beat"][-2:] == ["-S", "celery.beat:Scheduler"], "no file, for which there may be no room"
+    assert commands["beat"][1:] == ["-m", "celery", "-A", "beat", "beat"]
     assert list(celery_commands(1, 0)) == ["gpu1", "beat"]
     assert list(celery_commands(0, 1)) == ["cpu", "beat"]
     assert celery_commands(0, 0) == {}, "nor beat: a fleet has its own"
