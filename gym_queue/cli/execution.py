@@ -30,12 +30,13 @@ from gym_queue.telemetry.logging import configure
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from gym_queue.celery_app import CeleryBroker
     from gym_queue.cli.job import Job
     from gym_queue.cli.options import Options
     from gym_queue.cli.progress import View
     from gym_queue.coordinator.metrics import RunMetrics
+    from gym_queue.embedded.stack import Death
     from gym_queue.ledger.base import Ledger
-    from gym_queue.pipeline import Publisher
     from gym_queue.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -134,9 +135,10 @@ async def _run(job: Job) -> RunMetrics:
             ) as stack,
             _connected(stack.settings) as (ledger, publisher),
         ):
-            deaths: asyncio.Queue[int] = asyncio.Queue()
-            watch = stack.supervise(deaths.put_nowait)
-            async with beside(watch, bury_as_they_die(deaths, ledger, publisher)) as during:
+            deaths: asyncio.Queue[Death] = asyncio.Queue()
+            watch = stack.supervise(deaths.put_nowait, job.metrics.ended_on_its_own)
+            burials = bury_as_they_die(deaths, ledger, publisher, stack.could_start)
+            async with beside(watch, burials) as during:
                 await during(
                     hand_back_of_the_dead(ledger, publisher, stack.pids if stack.own_redis else None)
                 )
@@ -172,7 +174,7 @@ async def _redraw(view: View) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[tuple[Ledger, Publisher]]:
+async def _connected(settings: Settings) -> AsyncIterator[tuple[Ledger, CeleryBroker]]:
     ledger = assembly.make_ledger(settings)
     publisher = assembly.make_broker(settings)
     try:

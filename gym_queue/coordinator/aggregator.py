@@ -98,7 +98,7 @@ class Aggregator:
         try:
             await asyncio.shield(storing)
         except asyncio.CancelledError:
-            await asyncio.wait([storing])
+            await asyncio.gather(storing, return_exceptions=True)  # what failed is not acknowledged
             raise
 
     async def _store(self, events: Sequence[Event]) -> None:

@@ -209,6 +209,10 @@ class Metrics:
             cancelled=self._states["cancelled"],
         )
 
+    def ended_on_its_own(self) -> int:
+        """Return how many rollouts ended otherwise than by a failure of the infrastructure."""
+        return self._states.total() - self._failures[FailureClass.INFRASTRUCTURE]
+
     @property
     def mean_reward(self) -> float | None:
         """Mean reward so far (cheap, for a progress bar)."""

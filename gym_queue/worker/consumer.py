@@ -24,7 +24,9 @@ _SETTLED = 2.0
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Tell whether Celery's line says more than ``Outage`` does."""
-    return not (record.args and CONNECTION_RETRY in record.args) and "Frequent restarts" not in str(record.msg)
+    return not (record.args and CONNECTION_RETRY in record.args) and "Frequent restarts" not in str(
+        record.msg
+    )
 
 
 logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_news)

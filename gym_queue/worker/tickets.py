@@ -20,7 +20,10 @@ class TicketRequest(Request):
     """A ticket in a worker's hands."""
 
     def on_failure(
-        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False  # noqa: FBT001, FBT002
+        self,
+        exc_info: Any,
+        send_failed_event: bool = True,
+        return_ok: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         """Tell the worker when a child of its pool ended in the middle of this. Runs in the parent."""
         error = exc_info.exception

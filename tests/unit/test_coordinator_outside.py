@@ -179,7 +179,7 @@ async def test_healed_is_summed_up_over_what_the_ledger_forgot(scene: Scene) -> 
         await scene.ledger.count_republished(RUN, 5)
         await async_wait_until(lambda: republished(coordinator) == 5)
         await scene.ledger.forget_run(RUN)
-        await scene.waiting(16)
+        await async_wait_until(lambda: scene.ledger.run(RUN), what="the run to be opened again")
         await scene.ledger.count_republished(RUN, 3)
         scene.gate.open()
         metrics = await run
