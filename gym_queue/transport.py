@@ -7,6 +7,7 @@ lost connection: whoever meets one connects again, patiently.
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Any
 
@@ -43,6 +44,8 @@ class SentinelTransport(redis.SentinelTransport):
 
 def install() -> None:
     """Make kombu use these for its own names, so that URLs and tools (Flower) stay the usual ones."""
+    # It says when it puts a message back that arrived while its consumer was closed. That is how it should be.
+    logging.getLogger("kombu.transport.virtual.base").setLevel(logging.ERROR)
     TRANSPORT_ALIASES.update(
         redis="gym_queue.transport:RedisTransport",
         rediss="gym_queue.transport:RedisTransport",

@@ -42,12 +42,20 @@ _TICK = 1.0
 
 _MANY = 10_000
 
-_SETTLING = 3.0
-"""Seconds that a ledger must have been there before a sweep believes in silent workers: none could renew its
-lease before.
+_IN_TOUCH = 3.0
+"""Seconds after its last answer from which on the ledger counts as away."""
+
+_SETTLING = 4.0
+"""Seconds that the ledger must have been there before a sweep believes in silent workers: while it was away,
+nobody could renew a lease.
 """
 
-_PATIENCE_AT_THE_END = 5.0
+_GLANCE = 0.5
+"""Seconds between two looks of a sweep at whether the ledger is still there."""
+
+_PATIENCE_AT_THE_END, _WITHOUT_HOPE = 5.0, 1.0
+"""Seconds to say farewell to the ledger, and to one that was away already."""
+
 _TIME_TO_EXIT = 5.0
 
 
@@ -77,6 +85,7 @@ class Caretaker:
     def __init__(self, ward: Ward) -> None:
         self._ward = ward
         self._outage = Outage(_log, "the ledger")
+        self._heard_at = 0.0
         self._there_since = 0.0
         self._renew_at = 0.0
         self._known = False
@@ -117,21 +126,23 @@ class Caretaker:
     async def _care(self) -> None:
         self._ledger = assembly.make_ledger(self._ward.settings)
         self._broker = assembly.make_broker(self._ward.settings)
-        while not self._over.is_set():
-            await self._tick()
-            try:
-                await asyncio.wait_for(self._over.wait(), _TICK)
-            except TimeoutError:
-                continue
+        self._heard_at = time.monotonic()
+        self._begin(self._keep_in_touch())
+        await self._over.wait()
         for task in self._tasks:
             task.cancel()
         try:
-            async with asyncio.timeout(_PATIENCE_AT_THE_END):
+            async with asyncio.timeout(_PATIENCE_AT_THE_END if self._in_touch() else _WITHOUT_HOPE):
                 await self._leave()
                 await self._broker.close()
                 await self._ledger.close()
         except (GymQueueError, TimeoutError) as error:
             _log.warning("left without a word, for the ledger is away: %s", error)
+
+    async def _keep_in_touch(self) -> None:
+        while True:
+            await self._tick()
+            await asyncio.sleep(_TICK)
 
     async def _tick(self) -> None:
         try:
@@ -144,9 +155,13 @@ class Caretaker:
         except Exception:
             _log.exception("the caretaker stumbled")
         else:
-            if self._outage.is_on:
-                self._there_since = time.monotonic()
             self._outage.is_over()
+            if not self._in_touch():
+                self._there_since = time.monotonic()
+            self._heard_at = time.monotonic()
+
+    def _in_touch(self) -> bool:
+        return time.monotonic() - self._heard_at < _IN_TOUCH
 
     async def _renew(self) -> None:
         ward = self._ward
@@ -164,9 +179,21 @@ class Caretaker:
         return task
 
     def _begin_sweep(self) -> None:
-        settled = time.monotonic() - self._there_since > _SETTLING and not self._outage.is_on
-        if settled and (self._sweeping is None or self._sweeping.done()):
-            self._sweeping = self._begin(sweep(self._ledger, self._broker, self._ward.settings))
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = self._begin(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Sweep while the ledger is there. One that goes away ends the sweep, for when it is back, all its
+        workers look silent.
+        """
+        if not self._in_touch() or time.monotonic() - self._there_since < _SETTLING:
+            return
+        duty = asyncio.ensure_future(sweep(self._ledger, self._broker, self._ward.settings))
+        try:
+            while self._in_touch() and not duty.done():
+                await asyncio.wait([duty], timeout=_GLANCE)
+        finally:
+            duty.cancel()
 
     async def _lose(self, ticket: Ticket, failure_class: FailureClass, sentence: str) -> None:
         wanted = set(attempts_of(ticket))
