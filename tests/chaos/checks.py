@@ -115,7 +115,7 @@ def deaths(died: Iterable[Death], *, poison: bool = False) -> list[str]:
 
 
 def logs(said: Mapping[str, str]) -> list[str]:
-    """What goes wrong is said once, not a thousand times, and in words. Takes texts of logs by their names."""
+    """What goes wrong is said once, not a thousand times, and in words. Takes the logs' texts by name."""
     wrong = []
     for name, text in said.items():
         lines = Counter(_CHANGING.sub("#", line) for line in text.splitlines() if _LOUD.search(line))

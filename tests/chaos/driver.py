@@ -138,7 +138,8 @@ async def _ended(stack: Stack, *those: str) -> bool:
     for part in parts:
         if part.wanted:
             part.wanted = False
-            part.end(signal.SIGTERM)
+            if part.asked != part.pid:  # a second SIGTERM would hurry it
+                part.end(signal.SIGTERM)
     return all(part.process is None for part in parts)
 
 

@@ -118,8 +118,8 @@ def draw(seed: int, counts: Mapping[str, int], samples: int = 1, *, first: Seque
 def mixed(seed: int, rows: int, samples: int = 1, shares: Mapping[str, int] = MIXED) -> Workload:
     """Draw rows of all kinds by their shares, one at least.
 
-    Hung and deadly verifiers come first: they take longest, and would be all that is left at the end.
+    What hangs or is tried often comes first: it takes longest, and would be all that is left at the end.
     """
     counts = {kind: max(1, rows * share // 100) for kind, share in shares.items()}
     counts["sleeps"] = rows - sum(counts.values())
-    return draw(seed, counts, samples, first=("hung verifier", "deadly verifier"))
+    return draw(seed, counts, samples, first=("hangs", "hung verifier", "deadly verifier"))
