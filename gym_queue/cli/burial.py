@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from gym_queue.errors import GymQueueError
 from gym_queue.ledger.base import Retry
-from gym_queue.maintenance.reap import bury
-from gym_queue.records import Stage
+from gym_queue.maintenance.reap import lose
+from gym_queue.records import FailureClass, Stage
 from gym_queue.telemetry.machine import is_running, machine
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ async def hand_back_of_the_dead(
             continue
         if living is not None and pid in living:
             continue
-        retry = Retry(counted=False, reason=f"worker {lease.worker} was stopped with an earlier command")
         while owned := await ledger.owned(lease.worker, None, _BATCH):
-            receipts = [await ledger.commit(attempt.fence, retry) for attempt in owned]
+            receipts = [await ledger.commit(attempt.fence, Retry(counted=False)) for attempt in owned]
             await publisher.publish([receipt.ticket for receipt in receipts if receipt.ticket is not None])
         await ledger.drop_lease(lease.worker)
 
@@ -65,7 +64,9 @@ async def bury_as_they_die(deaths: asyncio.Queue[int], ledger: Ledger, publisher
 
 async def _bury(ledger: Ledger, publisher: Publisher, lease: Lease) -> None:
     """Take a worker's claims away, and publish what waits again: some of it lay in the worker's memory."""
-    await bury(ledger, publisher, lease.worker, f"worker {lease.worker} died")
+    while owned := await ledger.owned(lease.worker, None, _BATCH):
+        await lose(ledger, publisher, owned, FailureClass.INFRASTRUCTURE, f"worker {lease.worker} died")
+    await ledger.drop_lease(lease.worker)
     for stage in Stage:
         _, tickets = await ledger.waiting(stage, 0.0, _BATCH)
         await publisher.publish(tickets)
