@@ -46,12 +46,6 @@ class RedisViews:
     @at_the_edge
     async def run(self, run_id: str) -> RunStatus | None:
         """See ``Ledger.run``."""
-<<<<<<< HEAD
-        with translated():
-            spec, state, opened, *counters = await self._client.hmget(
-                names.run_key(run_id), "spec", "state", "opened", *_COUNTERS
-            )
-=======
         return await self._run(run_id)
 
     @at_the_edge
@@ -62,8 +56,8 @@ class RedisViews:
         return [status for status in statuses if status is not None]
 
     async def _run(self, run_id: str) -> RunStatus | None:
-        spec, state, *counters = await self._client.hmget(names.run_key(run_id), "spec", "state", *_COUNTERS)
->>>>>>> h-ledger
+        fields = ("spec", "state", "opened", *_COUNTERS)
+        spec, state, opened, *counters = await self._client.hmget(names.run_key(run_id), *fields)
         if spec is None:
             return None
         values = {name: int(value or 0) for name, value in zip(_COUNTERS, counters, strict=True)}

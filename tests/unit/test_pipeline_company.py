@@ -14,6 +14,7 @@ from tests.unit.road import RUN, Engine, Gate, Road, group
 if TYPE_CHECKING:
     import pytest
 
+    from gym_queue.ledger.base import Ledger
     from gym_queue.records import Ticket
 
 
@@ -44,11 +45,11 @@ async def lost_to(road: Road, ticket: Ticket, deaths: int) -> Ticket:
 
 
 async def test_what_was_taken_away_is_dropped_and_its_siblings_go_on(
-    caplog: pytest.LogCaptureFixture,
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "gym_queue")
     gates = Gates()
-    road = Road(engine=Engine(gates))
+    road = Road(engine=Engine(gates), ledger=ledger)
     (ticket,) = await road.submit(group(0))
     task = asyncio.create_task(road.pipeline.generate(ticket))
     await async_wait_until(lambda: len(gates.gates) == 2)
@@ -64,7 +65,7 @@ async def test_what_was_taken_away_is_dropped_and_its_siblings_go_on(
     status = await road.ledger.run(RUN)
     assert status is not None
     assert status.refused == 0  # and nothing written
-    assert [r.getMessage() for r in caplog.records] == ["dropped 1 rollouts: no longer ours"]
+    assert [record.getMessage() for record in caplog.records] == ["dropped 1 rollouts: no longer ours"]
     assert road.pipeline.drop([first]) == 0
 
 
@@ -82,9 +83,9 @@ async def test_the_task_of_a_single_rollout_that_is_dropped_ends_well() -> None:
     assert len(await road.ledger.owned("gpu", None, 10)) == 1  # had it been ours, disown would see to it
 
 
-async def test_suspects_run_few_at_a_time_and_unclaimed_until_then() -> None:
+async def test_suspects_run_few_at_a_time_and_unclaimed_until_then(ledger: Ledger) -> None:
     gates = Gates()
-    road = Road(engine=Engine(gates), slots=4)
+    road = Road(engine=Engine(gates), slots=4, ledger=ledger)
     tickets = await road.submit(*(group(index, [0]) for index in range(3)), limits=Limits(max_attempts=3))
     suspects = [await lost_to(road, ticket, 2) for ticket in tickets]
     tasks = [asyncio.create_task(road.pipeline.generate(ticket)) for ticket in suspects]
@@ -98,9 +99,9 @@ async def test_suspects_run_few_at_a_time_and_unclaimed_until_then() -> None:
     assert len(await road.rows()) == 3
 
 
-async def test_who_must_be_alone_is_claimed_when_nothing_else_runs() -> None:
+async def test_who_must_be_alone_is_claimed_when_nothing_else_runs(ledger: Ledger) -> None:
     gates = Gates()
-    road = Road(engine=Engine(gates), slots=4)
+    road = Road(engine=Engine(gates), slots=4, ledger=ledger)
     early, bad, late = await road.submit(
         *(group(index, [0]) for index in range(3)), limits=Limits(max_attempts=3)
     )
