@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from gym_queue.errors import BrokerError, LedgerError
@@ -199,9 +200,9 @@ class Pipeline:
         for sample in claim.samples:
             task = asyncio.create_task(self._attempt(spec, claim, sample))
             tasks[task] = sample.fence
-            key = attempt_of(sample.fence)
-            self._running[key] = task
-            task.add_done_callback(lambda _, key=key: self._running.pop(key, None))
+            attempt = attempt_of(sample.fence)
+            self._running[attempt] = task
+            task.add_done_callback(partial(self._forget, attempt))
         try:
             await asyncio.wait(tasks)
         except asyncio.CancelledError:
@@ -210,6 +211,9 @@ class Pipeline:
         for task in tasks:
             if not task.cancelled():  # else it was dropped
                 task.result()  # only now, when none of the others is left to run on unseen
+
+    def _forget(self, attempt: Attempt, _: asyncio.Task[None]) -> None:
+        self._running.pop(attempt, None)
 
     async def _abandon(self, tasks: dict[asyncio.Task[None], Fence]) -> None:
         """Stop, hand back, and let environments close: nobody failed. One that never began is among them."""

@@ -54,9 +54,7 @@ async def bury(ledger: Ledger, publisher: Publisher, worker: str, last_words: st
     taken, alone = 0, None
     while owned := await ledger.owned(worker, None, _BATCH):
         alone = len(owned) == 1 if alone is None else alone
-        taken += await lose(
-            ledger, publisher, owned, FailureClass.INFRASTRUCTURE, last_words, alone=alone
-        )
+        taken += await lose(ledger, publisher, owned, FailureClass.INFRASTRUCTURE, last_words, alone=alone)
     await ledger.drop_lease(worker)
     return taken
 

@@ -41,7 +41,7 @@ async def sweep(ledger: Ledger, broker: SweepBroker, settings: Settings) -> None
             await duty()
         except GymQueueError as error:
             failed.setdefault(str(error), []).append(name)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug in one duty must not keep the others from theirs
             _log.exception("the sweep's %s failed", name)
     for sentence, names in failed.items():
         _log.warning("the sweep could not do all (%s): %s", ", ".join(names), sentence)

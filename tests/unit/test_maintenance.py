@@ -105,7 +105,9 @@ async def test_g6_a_rollout_that_kills_its_workers_is_failed_with_what_is_known(
     assert await deaths(fleet, tickets, 1) == []
     (row,) = await fleet.rows()
     assert (row["state"], row["class"], row["attempt"]) == ("failed", "infrastructure", 3)
-    assert row["error"] == "3 workers died with this rollout; the last one: worker victim-1 was silent for 301 s"
+    assert (
+        row["error"] == "3 workers died with this rollout; the last one: worker victim-1 was silent for 301 s"
+    )
     assert await fleet.workers() == set()
     status = await fleet.ledger.run(RUN)
     assert status is not None
@@ -214,7 +216,7 @@ async def test_g4_lost_tickets_come_again_as_many_as_are_missing_the_oldest_firs
 
 async def test_g4_a_broker_that_is_away_holds_up_no_audit(caplog: pytest.LogCaptureFixture) -> None:
     fleet = Fleet(World(inline=False))
-    one, two, three = await fleet.submit(*(group(index, [0]) for index in range(3)))
+    one, two, _ = await fleet.submit(*(group(index, [0]) for index in range(3)))
     await fleet.pipeline.generate(one)
     (verify,) = fleet.publisher.take()
     claim = await fleet.claim(two, "gpu")

@@ -235,7 +235,7 @@ def test_never_more_than_allowed_and_everyone_in_the_end(some: list[tuple[str, i
         assert all(task.done() for task in house.guests.values())
         quarantine = house.quarantine
         assert (quarantine._inside, quarantine._suspects, quarantine._someone_is_alone) == (0, 0, False)
-        assert not (quarantine._others or quarantine._to_be_alone or quarantine._next_round)
+        assert not any((quarantine._others, quarantine._to_be_alone, quarantine._next_round))
 
     asynchronous(test)
 
