@@ -26,7 +26,6 @@ from gym_queue.maintenance.publication import offer
 from gym_queue.maintenance.reap import lose
 from gym_queue.maintenance.sweep import sweep
 from gym_queue.pipeline import attempt_of, attempts_of
-from gym_queue.telemetry.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Sequence
@@ -84,7 +83,6 @@ class Caretaker:
 
     def __init__(self, ward: Ward) -> None:
         self._ward = ward
-        self._outage = Outage(_log, "the ledger")
         self._heard_at = 0.0
         self._there_since = 0.0
         self._renew_at = 0.0
@@ -125,6 +123,7 @@ class Caretaker:
 
     async def _care(self) -> None:
         self._ledger = assembly.make_ledger(self._ward.settings)
+        self._pulse = assembly.make_ledger(self._ward.settings, patient=False)
         self._broker = assembly.make_broker(self._ward.settings)
         self._heard_at = time.monotonic()
         self._begin(self._keep_in_touch())
@@ -135,9 +134,10 @@ class Caretaker:
             async with asyncio.timeout(_PATIENCE_AT_THE_END if self._in_touch() else _WITHOUT_HOPE):
                 await self._leave()
                 await self._broker.close()
+                await self._pulse.close()
                 await self._ledger.close()
-        except (GymQueueError, TimeoutError) as error:
-            _log.warning("left without a word, for the ledger is away: %s", error)
+        except (GymQueueError, TimeoutError):
+            _log.warning("left without a word, for the ledger is away: a sweep will find what was left undone")
 
     async def _keep_in_touch(self) -> None:
         while True:
@@ -148,28 +148,27 @@ class Caretaker:
         try:
             if time.monotonic() >= self._renew_at:
                 await self._renew()
-            if revoked := await self._ledger.revoked(self._ward.name, _MANY):
+            if revoked := await self._pulse.revoked(self._ward.name, _MANY):
                 self._ward.drop(revoked)
-        except LedgerError as error:
-            self._outage.goes_on(error)
+        except LedgerError:  # it says so itself, once
+            return
         except Exception:
             _log.exception("the caretaker stumbled")
-        else:
-            self._outage.is_over()
-            if not self._in_touch():
-                self._there_since = time.monotonic()
-            self._heard_at = time.monotonic()
+            return
+        if not self._in_touch():
+            self._there_since = time.monotonic()
+        self._heard_at = time.monotonic()
 
     def _in_touch(self) -> bool:
         return time.monotonic() - self._heard_at < _IN_TOUCH
 
     async def _renew(self) -> None:
         ward = self._ward
-        known = await self._ledger.heartbeat(ward.name, ward.info())
+        known = await self._pulse.heartbeat(ward.name, ward.info())
         if self._known and not known:
             _log.warning("this worker had been given up: others have its work now, and it drops it")
         self._known = True
-        self._idle = await disown(self._ledger, self._broker, ward.name, ward.running(), self._idle)
+        self._idle = await disown(self._pulse, self._broker, ward.name, ward.running(), self._idle)
         self._renew_at = time.monotonic() + ward.settings.worker_heartbeat_interval
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
