@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
-import tomllib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from gym_queue import assembly
 from gym_queue.cli.status import say
@@ -20,12 +16,12 @@ from gym_queue.coordinator.metrics import Metrics
 from gym_queue.coordinator.source import EnvironmentSource, JsonlSource
 from gym_queue.errors import UsageError
 from gym_queue.records import Limits, RunSpec, Sampling
-from gym_queue.settings import Settings
 
 if TYPE_CHECKING:
     from gym_queue.cli.options import Options
     from gym_queue.coordinator.archive import OutputPaths
     from gym_queue.coordinator.source import Source
+    from gym_queue.settings import Settings
 
 
 @dataclass
@@ -49,29 +45,6 @@ class Job:
     def paths(self) -> OutputPaths:
         """Where the output is."""
         return self.archive.paths
-
-
-def load_settings(options: Options) -> Settings:
-    """Return the settings, flags over environment over file.
-
-    Raises:
-        UsageError: a value cannot be used.
-    """
-    flags: dict[str, Any] = {} if options.concurrency is None else {"concurrency": options.concurrency}
-    try:
-        settings = Settings(**flags)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        msg = f"the setting {name} cannot be used: {first['msg']}"
-        raise UsageError(msg) from error
-    except tomllib.TOMLDecodeError as error:
-        msg = f"gym_queue.toml is not TOML: {error}"
-        raise UsageError(msg) from error
-    if settings.log_level.upper() not in logging.getLevelNamesMapping():
-        msg = f"the setting LOG_LEVEL cannot be used: {settings.log_level} is no level"
-        raise UsageError(msg)
-    return settings
 
 
 def prepare(options: Options, settings: Settings) -> Job:
