@@ -48,6 +48,10 @@ class StorageError(GymQueueError):
     """The archive could not be written."""
 
 
+class DiskFullError(StorageError):
+    """There is no room for the archive; waiting for some helps."""
+
+
 REDIS_DISK_FULL = (
     "Redis takes no more writes, because it cannot write its append-only file (is its disk full?)"
 )

@@ -94,7 +94,9 @@ def _collect(job: Job) -> RunMetrics:
         job.started = True
         return job.metrics.snapshot(accepted=job.total)
     work = f"{job.source.count} examples x {job.spec.samples} samples with {job.spec.model}"
-    say(f"{work}; logs are in {job.paths.run_dir / 'logs'}")
+    own = job.options.workers or job.options.verifiers
+    where = f"logs are in {job.paths.run_dir / 'logs'}" if own else "no worker is started here"
+    say(f"{work}; {where}")
     return asyncio.run(_run(job))
 
 

@@ -84,7 +84,8 @@ def celery_commands(run_dir: Path, workers: int, verifiers: int, suffix: str = "
     if verifiers:
         node = f"cpu{suffix}@%h"
         commands["cpu"] = [*celery, "workers.cpu", "worker", "-n", node, "--concurrency", str(verifiers)]
-    commands["beat"] = [*celery, "beat", "beat", "-s", str(run_dir / "beat-schedule")]
+    if commands:  # a fleet that has all the workers has its own
+        commands["beat"] = [*celery, "beat", "beat", "-s", str(run_dir / "beat-schedule")]
     return commands
 
 
@@ -92,6 +93,7 @@ class EmbeddedStack:
     """Everything that one run needs on this machine.
 
     Enter it on the main thread: the processes die with the thread that did (``children.spawn`` says why).
+    With no ``workers`` and no ``verifiers`` it has no process but that of Redis: others do the work.
     ``redis_url`` is left alone where the user set it; otherwise a Redis of our own starts in
     ``run_dir/redis``, with what an earlier command left there, or without if ``fresh``. After entering,
     ``settings`` carry the URL to use. ``wait_ready`` before the work, and keep ``supervise`` running beside

@@ -228,7 +228,9 @@ def test_no_secret_is_a_process_argument(tmp_path: Path) -> None:
     assert commands["gpu2"][1:] == ["-m", "celery", "-A", "workers.gpu", "worker", "-n", "gpu2-77@%h"]
     assert commands["cpu"][-4:] == ["-n", "cpu-77@%h", "--concurrency", "3"]
     assert commands["beat"][-2:] == ["-s", str(tmp_path / "beat-schedule")]
-    assert "cpu" not in celery_commands(tmp_path, 1, 0)
+    assert list(celery_commands(tmp_path, 1, 0)) == ["gpu1", "beat"]
+    assert list(celery_commands(tmp_path, 0, 1)) == ["cpu", "beat"]
+    assert celery_commands(tmp_path, 0, 0) == {}, "nor beat: a fleet has its own"
 
 
 PARENT = textwrap.dedent(
