@@ -205,11 +205,12 @@ def _stage_end(where: Whereabouts, limits: Limits, stage: Stage) -> str:
     )
     if left > 0:
         return f"deadline in {duration(left)}, then it is failed as timeout"
-    late = f"{duration(-left)} past its deadline"
+    late = f"its time for that was over {duration(-left)} ago"
     claim = where.deadline - where.seen_at if where.deadline is not None else 0.0
-    if claim > 0:
-        return f"{late}: if its worker does not end it, a sweep fails it as timeout in {duration(claim)}"
-    return f"{late}: the next sweep fails it as timeout"
+    if claim <= 0:
+        return f"{late}: the next sweep fails it as timeout"
+    rest = "verifies or stores it" if stage is Stage.GENERATE else "stores it"
+    return f"{late}: its worker {rest}, or a sweep fails it as timeout in {duration(claim)}"
 
 
 def _reason(where: Whereabouts) -> str:

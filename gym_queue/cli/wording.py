@@ -15,7 +15,8 @@ def duration(seconds: float) -> str:
     few = 9.95
     if abs(seconds) < few:
         return f"{round(seconds, 1):g} s"
-    rest, parts = round(seconds), []
+    rest = round(seconds)
+    parts: list[tuple[int, str]] = []
     for unit, size in _UNITS:
         count, rest = divmod(rest, size)
         if parts or count:
