@@ -147,7 +147,10 @@ def _hope(scene: Scene, where: Whereabouts, stage: Stage) -> str:
         last = f" (the last one to be heard of has been silent for {duration(heard)})" if heard else ""
         return f"no {kind.upper()} worker is alive{last}; start one with celery -A workers.{kind} worker"
     ahead = f"{count(where.ahead, 'ticket')} {'is' if where.ahead == 1 else 'are'} ahead"
-    free = sum(free_slots(lease) or 0 for lease in healthy)
+    if not where.ahead:
+        ahead = "no ticket has waited longer"
+    # What a worker says of its slots is as old as its heartbeat: it counts if the rollout waited already.
+    free = sum(free_slots(lease) or 0 for lease in healthy if lease.age < where.seen_at - where.since)
     if free <= where.ahead:
         return f"waits for a {kind.upper()} worker with a free slot, {ahead}"
     sweep = duration(scene.timetable.sweep_interval)

@@ -193,17 +193,17 @@ async def look_up(settings: Settings, run: str, output: Path | None = None) -> A
 @asynccontextmanager
 async def _in_ledger(settings: Settings, run_id: str) -> AsyncIterator[Subject]:
     async with AsyncExitStack() as stack:
-        hint = "a run that has ended is known by the path of its output only"
         try:
             ledger = await stack.enter_async_context(connected(settings))
         except StackError as error:
             if "redis_url" in settings.model_fields_set:
                 raise
-            msg = f"{error}; set GYM_QUEUE_REDIS_URL, or give the path of the run's output"
+            msg = f"{str(error).rstrip('.')}; set GYM_QUEUE_REDIS_URL, or give the path of the run's output"
             raise UsageError(msg) from error
         status = await ledger.run(run_id)
         if status is None:
             known = [run.spec.run_id for run in await ledger.runs()]
+            hint = "one that has ended is found by the path of its output only (for a rollout: --output)"
             msg = f"{unknown_name(run_id, known, kind='run')}; {hint}"
             raise UsageError(msg)
         yield Subject(run_id, settings, ledger, status, _files_here(status.spec))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gym_queue.ledger.base import Lease, Ledger
     from gym_queue.settings import Settings
 
-_HEAD = ("WORKER", "KIND", "NODE", "LAST HEARTBEAT", "USED", "FREE", "STATE")
+_HEAD = ("WORKER", "KIND", "NODE", "LAST HEARTBEAT", "SLOTS", "USED", "FREE", "STATE")
 
 
 @click.command()
@@ -70,6 +70,7 @@ def worker_table(leases: Sequence[Lease], timetable: Timetable) -> Iterator[str]
             (
                 *(lease.worker, lease.info.get("kind", "?"), lease.info.get("node", "?")),
                 f"{duration(lease.age)} ago",
+                lease.info.get("slots") or "?",
                 lease.info.get("used") or "?",
                 "?" if free is None else str(free),
                 "silent" if timetable.is_silent(lease) else "healthy",

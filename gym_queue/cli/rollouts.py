@@ -117,9 +117,8 @@ def _check_exists(place: Place, subject: Subject) -> None:
         spec = spec or subject.files.manifest.spec
         examples = subject.files.manifest.examples
         if place.example_index >= examples:
-            msg = f"run {place.run_id} has no example {place.example_index}: it has {examples}, from 0"
+            msg = f"run {place.run_id} has no example {place.example_index}: it has 0 to {examples - 1}"
             raise UsageError(msg)
     if spec is not None and place.sample_index >= spec.samples:
-        has = f"{spec.samples} of each example, from 0"
-        msg = f"run {place.run_id} has no sample {place.sample_index}: it has {has}"
+        msg = f"run {place.run_id} has no sample {place.sample_index}: it has 0 to {spec.samples - 1}"
         raise UsageError(msg)

@@ -91,6 +91,12 @@ def test_slots_that_are_wanted_by_those_ahead_are_not_free() -> None:
     assert "with a free slot" in said(where("queued", ahead=3), lease(used=1))
 
 
+def test_what_a_worker_said_before_the_rollout_was_queued_is_old() -> None:
+    assert said(where("queued", 2.0), lease(age=2.5, used=0)).startswith(
+        "queued for 2 s (attempt 1): waits for a GPU worker with a free slot, no ticket has waited longer; "
+    )
+
+
 def test_queued_for_verification() -> None:
     sentence = said(where("verify_queued", ahead=2), lease(), lease(CPU, used="", slots=2))
     assert sentence.startswith(
