@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     concurrency: int = Field(
         default=256, ge=1, description="Rollouts that one GPU worker process holds at once."
     )
-    window: int = Field(
-        default=4096, ge=1, description="Rollouts of one run that may be accepted and not yet archived."
+    window: int | None = Field(
+        default=None, ge=1, description="Rollouts that may be accepted and not yet archived, of all runs."
     )
     worker_heartbeat_interval: float = Field(
         default=30.0,

@@ -20,20 +20,15 @@ _LONGEST_PAUSE = 5.0
 
 
 async def patiently(call: Callable[[], Awaitable[_Result]]) -> _Result:
-    """Repeat a call that is safe to repeat until ledger and broker answer. Says once that it waits, and once
-    that it is over.
+    """Repeat a call that is safe to repeat until ledger and broker answer.
+
+    Silently: many wait at once, and ledger and broker say themselves, once, that they are away.
     """
-    pause, said = _FIRST_PAUSE, False
+    pause = _FIRST_PAUSE
     while True:
         try:
-            result = await call()
+            return await call()
         except (LedgerError, BrokerError) as error:
-            if not said:
-                _log.warning("waiting: %s", error)
-                said = True
+            _log.debug("waiting: %s", error)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
-        else:
-            if said:
-                _log.warning("going on: Redis answers again")
-            return result

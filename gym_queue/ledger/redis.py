@@ -128,7 +128,7 @@ class RedisLedger(RedisViews):
         answer = await self._run_script("claim", keys, *args)
         if answer is None:
             return None
-        now, example, accepted_at, *granted = answer
+        now, opened_at, example, accepted_at, *granted = answer
         samples = tuple(
             ClaimedSample(
                 fence=fence_of(ticket, int(sample), worker),
@@ -139,7 +139,12 @@ class RedisLedger(RedisViews):
             )
             for sample, since, failures, payload in granted
         )
-        return Claim(example=Example.model_validate_json(example), samples=samples, claimed_at=float(now))
+        return Claim(
+            example=Example.model_validate_json(example),
+            samples=samples,
+            claimed_at=float(now),
+            opened_at=float(opened_at),
+        )
 
     async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
         """See ``Ledger.commit``."""

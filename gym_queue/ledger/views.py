@@ -16,9 +16,9 @@ from gym_queue.records import Example, RunSpec, RunState, RunStatus, Stage, Summ
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gym_queue.records import Ticket
+    from gym_queue.records import Fence, Ticket
 
-_COUNTERS = tuple(name for name in RunStatus.model_fields if name not in ("spec", "state"))
+_COUNTERS = tuple(name for name in RunStatus.model_fields if name not in ("spec", "state", "opened_at"))
 
 _STAGE_OF_STATE = {state: stage for stage in Stage for state in (WAITING_STATE[stage], RUNNING_STATE[stage])}
 
@@ -44,13 +44,18 @@ class RedisViews:
     async def run(self, run_id: str) -> RunStatus | None:
         """See ``Ledger.run``."""
         with translated():
-            spec, state, *counters = await self._client.hmget(
-                names.run_key(run_id), "spec", "state", *_COUNTERS
+            spec, state, opened, *counters = await self._client.hmget(
+                names.run_key(run_id), "spec", "state", "opened", *_COUNTERS
             )
         if spec is None:
             return None
         values = {name: int(value or 0) for name, value in zip(_COUNTERS, counters, strict=True)}
-        return RunStatus(spec=RunSpec.model_validate_json(spec), state=RunState(state.decode()), **values)
+        return RunStatus(
+            spec=RunSpec.model_validate_json(spec),
+            state=RunState(state.decode()),
+            opened_at=float(opened),
+            **values,
+        )
 
     async def runs(self) -> list[RunStatus]:
         """See ``Ledger.runs``."""
@@ -198,6 +203,13 @@ class RedisViews:
             for batch in _batches(claims):
                 found += await self._owned(worker, batch, now)
         return found
+
+    async def claimed(self, worker: str, limit: int) -> list[Fence]:
+        """See ``Ledger.claimed``."""
+        with translated():
+            claims = await self._client.zrange(names.claims_key(worker), 0, limit - 1)
+        tickets = [members.decode(claim) for claim in claims]
+        return [fence_of(ticket, ticket.samples[0], worker) for ticket in tickets]
 
     async def _owned(self, worker: str, claims: Sequence[bytes], now: float) -> list[OwnedAttempt]:
         """Read some claims. One that its record no longer knows (cancelled, fenced, forgotten) is dropped."""

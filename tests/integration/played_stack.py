@@ -83,7 +83,7 @@ class FakeCoordinator:
         self.parts = parts
         self.interrupted = asyncio.Event()
 
-    def interrupt(self) -> None:
+    def interrupt(self, grace: float) -> None:
         self.interrupted.set()
 
     async def run(self) -> RunMetrics:

@@ -15,13 +15,7 @@ from gym_queue.cli.submit import main
 from gym_queue.coordinator.run import Interrupted
 from gym_queue.embedded import stack as stack_module
 from gym_queue.errors import EngineUnavailableError
-from gym_queue.ledger.memory import MemoryLedger
-from gym_queue.records import (
-    Limits,
-    RunSpec,
-    RunState,
-    RunStatus,
-)
+from gym_queue.records import Limits
 from tests.integration.played_stack import FakeCoordinator, FakeStack, play, rows, submit
 
 if TYPE_CHECKING:
@@ -59,30 +53,6 @@ def test_resume_refuses_output_that_nobody_explains(tmp_path: Path) -> None:
 
 def test_resume_of_nothing_is_a_run() -> None:
     assert submit("--resume").exit_code == 0
-
-
-def test_resume_does_again_what_is_missing_in_the_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows deleted by hand: the ledger thinks that they are safe, so its idea of the run is dropped."""
-    assert submit().exit_code == 0
-    manifest = json.loads((tmp_path / "out.run" / "manifest.json").read_text())
-    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "out.jsonl").write_text("".join(lines[:2]))
-    forgotten: list[str] = []
-
-    class Ledger(MemoryLedger):
-        async def run(self, run_id: str) -> RunStatus | None:
-            spec = RunSpec.model_validate(manifest["spec"])
-            assert run_id == spec.run_id
-            return RunStatus(spec=spec, state=RunState.OPEN, accepted=6, succeeded=6, archived=6)
-
-        async def forget_run(self, run_id: str) -> None:
-            forgotten.append(run_id)
-
-    monkeypatch.setattr(assembly, "make_ledger", lambda _: Ledger())
-    assert submit("--resume").exit_code == 0
-    assert forgotten == [manifest["spec"]["run_id"]]
 
 
 def test_retry_does_rollouts_of_a_class_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
