@@ -13,7 +13,6 @@ from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE
 from gym_queue.records import FailedRow, Record, RolloutRow, RunState, RunStatus, Stage, SucceededRow
 
 if TYPE_CHECKING:
-    from gym_queue.records import Limits
     from gym_queue.settings import Settings
 
 KIND_OF_STAGE = {Stage.GENERATE: "gpu", Stage.VERIFY: "cpu"}
@@ -28,12 +27,11 @@ _LONGEST_REASON = 300
 
 
 class Timetable(Record):
-    """The settings that say when something happens, in seconds; ``window`` in rollouts."""
+    """The settings that say when something happens, in seconds."""
 
     heartbeat_interval: float
     worker_timeout: float
     sweep_interval: float
-    window: int
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -42,7 +40,6 @@ class Timetable(Record):
             heartbeat_interval=settings.worker_heartbeat_interval,
             worker_timeout=settings.worker_timeout,
             sweep_interval=settings.sweep_interval,
-            window=settings.window,
         )
 
     def is_silent(self, lease: Lease) -> bool:
@@ -53,8 +50,9 @@ class Timetable(Record):
 class Scene(Record):
     """One rollout that is not known to have ended, and what is around it.
 
-    ``examples`` is the length of the run's input, ``coordinated`` whether a coordinator is at work on the
-    run; both are ``None`` where that cannot be seen from here.
+    ``window`` is how many rollouts of all runs together may be accepted and not yet archived. ``examples`` is
+    the length of the run's input, ``coordinated`` whether a coordinator is at work on the run; both are
+    ``None`` where that cannot be seen from here.
     """
 
     example_index: int
@@ -63,6 +61,7 @@ class Scene(Record):
     whereabouts: Whereabouts | None
     leases: tuple[Lease, ...]
     timetable: Timetable
+    window: int
     examples: int | None = None
     coordinated: bool | None = None
 
@@ -101,13 +100,10 @@ def _not_accepted(scene: Scene) -> str:
         return f"{start}, and {_halted(run)}"
     if scene.coordinated is False:
         return f"{start}, and no coordinator is at work on it: go on with submit-rollouts … --resume"
-    window = scene.timetable.window
-    if run.open + run.spec.samples > window:
-        return (
-            f"{start}, and its window is full ({run.open:,} of {window:,} rollouts are accepted and not yet "
-            "archived); it is accepted when those before it have ended"
-        )
-    return f"{start}, and its window has room for {window - run.open:,} rollouts; it is accepted in its turn"
+    return (
+        f"{start}, and {run.open:,} of its rollouts are accepted and not yet archived, in a window of "
+        f"{scene.window:,} for all runs; it is accepted as room appears"
+    )
 
 
 def _halted(run: RunStatus) -> str:
@@ -127,8 +123,8 @@ def _waiting(scene: Scene, where: Whereabouts, stage: Stage) -> str:
         return f"{sentence}; {_halted(run)}" if _is_held(run, stage) else sentence
     start = f"{where.state} for {duration(where.seen_at - where.since)} (attempt {where.attempt})"
     parts = [f"{start}: {_halted(run) if _is_held(run, stage) else _hope(scene, where, stage)}"]
-    if run.state is not RunState.CANCELLED:
-        parts.append(_queue_end(where, run.spec.limits))
+    if run.state is RunState.OPEN:  # nothing else ends for having waited too long
+        parts.append(_queue_end(where, run))
     return "; ".join([*parts, before] if before else parts)
 
 
@@ -166,11 +162,9 @@ def free_slots(lease: Lease) -> int | None:
     return max(0, int(slots) - int(used)) if slots.isdigit() and used.isdigit() else None
 
 
-def _queue_end(where: Whereabouts, limits: Limits) -> str:
-    left = min(
-        limits.queue_timeout - (where.seen_at - where.since),
-        limits.rollout_timeout - (where.seen_at - where.accepted_at),
-    )
+def _queue_end(where: Whereabouts, run: RunStatus) -> str:
+    waited = where.seen_at - max(where.since, run.opened_at)
+    left = min(run.spec.limits.queue_timeout - waited, _left_of_all(where, run))
     if left <= 0:
         return "its time is over, so the next sweep fails it as timeout"
     return f"it is failed as timeout in {duration(left)} if none takes it"
@@ -183,7 +177,7 @@ def _running(scene: Scene, where: Whereabouts, stage: Stage) -> str:
     if scene.run.state is RunState.CANCELLED:
         parts.append("the run is cancelled, so its worker is told to stop")
     elif lease is not None and not scene.timetable.is_silent(lease):
-        parts.append(_stage_end(where, scene.run.spec.limits, stage))
+        parts.append(_stage_end(where, scene.run, stage))
     if where.attempt > 1:
         parts.append(f"attempt {where.attempt - 1} ended: {_reason(where)}")
     return "; ".join(parts)
@@ -201,11 +195,15 @@ def _pulse(lease: Lease | None, timetable: Timetable) -> str:
     return f"whose last heartbeat was {age} ago"
 
 
-def _stage_end(where: Whereabouts, limits: Limits, stage: Stage) -> str:
+def _left_of_all(where: Whereabouts, run: RunStatus) -> float:
+    """Return the seconds that the whole rollout still has: its time starts anew when its run is opened."""
+    return run.spec.limits.rollout_timeout - (where.seen_at - max(where.accepted_at, run.opened_at))
+
+
+def _stage_end(where: Whereabouts, run: RunStatus, stage: Stage) -> str:
+    limits = run.spec.limits
     allowed = limits.generate_timeout if stage is Stage.GENERATE else limits.verify_timeout
-    left = min(
-        allowed - (where.seen_at - where.since), limits.rollout_timeout - (where.seen_at - where.accepted_at)
-    )
+    left = min(allowed - (where.seen_at - where.since), _left_of_all(where, run))
     if left > 0:
         return f"deadline in {duration(left)}, then it is failed as timeout"
     late = f"its time for that was over {duration(-left)} ago"

@@ -12,6 +12,7 @@ from gym_queue.cli.explanation import Scene, Timetable, explain, explain_row
 from gym_queue.cli.flags import OF_RUN
 from gym_queue.cli.lookup import look_up, place_of
 from gym_queue.cli.rows import find, in_stream
+from gym_queue.coordinator.window import Window
 from gym_queue.errors import UsageError
 from gym_queue.lifecycle import TERMINAL
 from gym_queue.maintenance.cancel import cancel_rollout
@@ -86,6 +87,7 @@ async def _from_ledger(
         whereabouts=whereabouts,
         leases=tuple(await ledger.leases()),
         timetable=Timetable.of(settings),
+        window=await Window(ledger, settings.window).size(),
         examples=files.manifest.examples if files else None,
         coordinated=files.coordinated if files else None,
     )

@@ -95,11 +95,10 @@ async def test_g7_a_silent_worker(scene: Scene, monkeypatch: pytest.MonkeyPatch)
 
 async def test_g7_what_is_not_accepted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     await scene.accept(0)
-    assert "cursor is at example 1, and its window has room for 4,094 rollouts" in (
-        await answer("why", f"{RUN}.5.0")
-    )
-    monkeypatch.setenv("GYM_QUEUE_WINDOW", "2")
-    assert "its window is full (2 of 2 rollouts" in await answer("why", f"{RUN}.5.0")
+    said = "cursor is at example 1, and 2 of its rollouts are accepted and not yet archived, in a window of"
+    assert f"{said} 1,024 for all runs" in await answer("why", f"{RUN}.5.0")
+    monkeypatch.setenv("GYM_QUEUE_WINDOW", "16")
+    assert f"{said} 16 for all runs" in await answer("why", f"{RUN}.5.0")
 
 
 async def test_g7_who_coordinates_is_seen_on_its_machine(scene: Scene) -> None:
@@ -107,7 +106,7 @@ async def test_g7_who_coordinates_is_seen_on_its_machine(scene: Scene) -> None:
     await scene.accept(0)
     assert "cursor is at example 1 of 9, and no coordinator is at work" in await answer("why", f"{RUN}.5.0")
     with Archive(scene.out, SAMPLES).open():
-        assert "cursor is at example 1 of 9, and its window has room" in await answer("why", f"{RUN}.5.0")
+        assert "cursor is at example 1 of 9, and 2 of its rollouts" in await answer("why", f"{RUN}.5.0")
 
 
 async def test_g7_what_has_ended(scene: Scene) -> None:

@@ -22,11 +22,11 @@ from gym_queue.records import (
     Usage,
 )
 
-NOW = 100_000.0
+NOW = 1_000_000.0
 LIMITS = Limits(
     queue_timeout=86_400.0, generate_timeout=600.0, verify_timeout=120.0, rollout_timeout=172_800.0
 )
-TIMETABLE = Timetable(heartbeat_interval=10.0, worker_timeout=300.0, sweep_interval=15.0, window=16)
+TIMETABLE = Timetable(heartbeat_interval=10.0, worker_timeout=300.0, sweep_interval=15.0)
 GPU, CPU = "gpu-node-1-a", "cpu-node-2-b"
 
 
@@ -50,16 +50,17 @@ def said(
     **scene: Any,
 ) -> str:
     spec = RunSpec(run_id="run-1", model="stub:", samples=4, limits=LIMITS)
-    status = RunStatus(**{"spec": spec, "state": RunState.OPEN, "cursor": 20} | (run or {}))
+    facts: dict[str, Any] = {"spec": spec, "state": RunState.OPEN, "cursor": 20} | (run or {})
     example_index, sample_index = place
     return explain(
         Scene(
             example_index=example_index,
             sample_index=sample_index,
-            run=status,
+            run=RunStatus(**facts),
             whereabouts=whereabouts,
             leases=leases,
             timetable=TIMETABLE,
+            window=1024,
             **scene,
         )
     )
@@ -136,6 +137,14 @@ def test_the_wait_has_an_end(since: float, accepted: float, left: str) -> None:
     assert sentence.endswith(f"; {left}")
 
 
+def test_its_time_starts_anew_when_its_run_is_opened() -> None:
+    opened = {"opened_at": NOW - 60.0}
+    sentence = said(where("queued", 86_390.0, accepted_at=NOW - 172_000.0), lease(), run=opened)
+    assert sentence.endswith("; it is failed as timeout in 23 h 59 min if none takes it")
+    sentence = said(where("generating", 40.0, worker=GPU, accepted_at=NOW - 172_795.0), lease(), run=opened)
+    assert "; deadline in 9 min 20 s, then" in sentence
+
+
 def test_a_retry_says_why() -> None:
     sentence = said(where("queued", attempt=3, reason="connection\nrefused"), lease())
     assert sentence.startswith("queued for 12 s (attempt 3)")
@@ -155,9 +164,7 @@ def test_a_delayed_retry() -> None:
 def test_a_paused_run_holds_what_is_queued() -> None:
     paused = {"state": RunState.PAUSED}
     held = "the run is paused: nothing new starts until gym-queue runs resume run-1"
-    assert said(where("queued"), lease(), run=paused) == (
-        f"queued for 12 s (attempt 1): {held}; it is failed as timeout in 23 h 59 min if none takes it"
-    )
+    assert said(where("queued"), lease(), run=paused) == (f"queued for 12 s (attempt 1): {held}")
     assert said(where("queued", -3.0, attempt=2, reason="x"), lease(), run=paused).endswith(f"; {held}")
 
 
@@ -165,6 +172,7 @@ def test_a_paused_run_goes_on_verifying() -> None:
     sentence = said(where("verify_queued"), lease(CPU), run={"state": RunState.PAUSED})
     assert "waits for a CPU worker" in sentence
     assert "paused" not in sentence
+    assert "it is failed as timeout" not in sentence, "nothing of a paused run expires"
 
 
 @pytest.mark.parametrize("state", ["queued", "verify_queued"])
@@ -244,19 +252,12 @@ def test_a_cancelled_run_stops_its_workers() -> None:
 # --- not accepted -----------------------------------------------------------------------------------------
 
 
-def test_the_window_is_full() -> None:
-    assert said(None, place=(300, 0), run={"accepted": 20, "archived": 5}, examples=5000) == (
-        "not accepted yet: the run's cursor is at example 20 of 5,000, and its window is full (15 of 16 "
-        "rollouts are accepted and not yet archived); it is accepted when those before it have ended"
+def test_it_is_not_its_turn() -> None:
+    assert said(None, place=(300, 0), run={"accepted": 1020, "archived": 5}, examples=5000) == (
+        "not accepted yet: the run's cursor is at example 20 of 5,000, and 1,015 of its rollouts are "
+        "accepted and not yet archived, in a window of 1,024 for all runs; it is accepted as room appears"
     )
-
-
-def test_the_window_has_room() -> None:
-    sentence = said(None, place=(300, 0), run={"accepted": 20, "archived": 10}, coordinated=True)
-    assert sentence == (
-        "not accepted yet: the run's cursor is at example 20, and its window has room for 6 rollouts; "
-        "it is accepted in its turn"
-    )
+    assert "example 20, and 0 of its rollouts" in said(None, place=(300, 0), coordinated=True)
 
 
 def test_nobody_feeds_the_run() -> None:
@@ -305,7 +306,7 @@ def test_a_row_that_succeeded(reward: float | None, words: str) -> None:
 
 
 def test_a_row_that_failed() -> None:
-    failure = {"class": FailureClass.VERIFIER, "stage": Stage.VERIFY, "error": "no\nidea"}
+    failure: dict[str, Any] = {"class": FailureClass.VERIFIER, "stage": Stage.VERIFY, "error": "no\nidea"}
     row = FailedRow(**COMMON, **failure, attempt=1, state="failed")
     assert explain_row(row, "HERE") == (
         "ended: failed 1 min 15 s after it was accepted (attempt 1, verifier at verify: no idea); HERE"
@@ -313,7 +314,7 @@ def test_a_row_that_failed() -> None:
 
 
 def test_a_row_that_was_cancelled() -> None:
-    reason = {"class": None, "stage": None, "error": "gym-queue cancel"}
+    reason: dict[str, Any] = {"class": None, "stage": None, "error": "gym-queue cancel"}
     row = FailedRow(**COMMON, **reason, attempt=0, state="cancelled")
     assert explain_row(row, "HERE") == (
         "ended: cancelled 1 min 15 s after it was accepted (gym-queue cancel); HERE"
