@@ -80,10 +80,13 @@ class Report:
 @click.command()
 @click.argument("run")
 @click.option(
-    "--class", "wanted", callback=classes, metavar="CLASS[,…]", help="Only failures of these classes."
+    "--class", "wanted", callback=classes, metavar="CLASS[,CLASS...]", help="Only failures of these classes."
 )
 @click.option(
-    "--limit", type=click.IntRange(min=0), help="Show no more than so many.  [default: 20; with --json all]"
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Show no more than so many.  [default: 20; with --json all]",
 )
 @AS_JSON
 def failures(run: str, wanted: Sequence[str], limit: int | None, as_json: bool) -> None:  # noqa: FBT001
@@ -132,7 +135,7 @@ def _read_file(files: Files, report: Report, fresh: dict[str, tuple[bytes, DeadL
     "wanted",
     callback=classes,
     required=True,
-    metavar="CLASS[,…]",
+    metavar="CLASS[,CLASS...]",
     help="Which failures to try again.",
 )
 def retry(run: str, wanted: Sequence[str]) -> None:

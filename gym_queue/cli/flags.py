@@ -1,4 +1,4 @@
-"""Flags that several commands of ``gym-queue`` share."""
+"""Flags that several commands share."""
 
 from __future__ import annotations
 
@@ -32,6 +32,27 @@ OF_RUN: _Decorator = click.option(
 )
 AS_JSON: _Decorator = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line, for scripts."
+)
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow, seldom needed
+
+        try:
+            click.echo(f"gym-queue {version('gym-queue')}")
+        except PackageNotFoundError:  # run from a source tree
+            click.echo("gym-queue, not installed")
+        context.exit()
+
+
+VERSION: _Decorator = click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
 )
 
 

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from gym_queue.cli.flags import VERSION
 from gym_queue.cli.overview import status, workers
 from gym_queue.cli.rollouts import cancel, why
 from gym_queue.cli.runs import runs
@@ -39,6 +40,7 @@ class _Plain(click.Group):
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+@VERSION
 def main() -> None:
     """See what runs, rollouts and workers do, and steer them."""
 

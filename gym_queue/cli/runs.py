@@ -41,11 +41,15 @@ _MOST_TICKETS = 100_000
 @AS_JSON
 @click.pass_context
 def runs(context: click.Context, output: Path | None, as_json: bool) -> None:  # noqa: FBT001
-    """List the runs that have not ended, highest priority first, or do something with one: see below."""
-    if context.invoked_subcommand is None:
-        standing = asyncio.run(_standing(load_settings(), output))
-        for line in _as_json(standing) if as_json else table(standing):
-            click.echo(line)
+    """List the runs that have not ended, highest priority first; or look at one, or steer it."""
+    if context.invoked_subcommand is not None:
+        if output or as_json:
+            msg = f"--output and --json are for the list, not for runs {context.invoked_subcommand}"
+            raise UsageError(msg)
+        return
+    standing = asyncio.run(_standing(load_settings(), output))
+    for line in _as_json(standing) if as_json else table(standing):
+        click.echo(line)
 
 
 runs.add_command(failures)
