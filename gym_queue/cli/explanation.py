@@ -108,7 +108,7 @@ def _not_accepted(scene: Scene) -> str:
 
 def _halted(run: RunStatus) -> str:
     if run.state is RunState.PAUSED:
-        return f"the run is paused: nothing new starts until gym-queue runs resume {run.spec.run_id}"
+        return "the run is paused, and nothing new starts until gym-queue runs resume"
     if run.state is RunState.CANCELLED:
         return "the run is cancelled, and this rollout with it: the next sweep ends what is still open"
     return "the run has ended"
@@ -142,18 +142,20 @@ def _hope(scene: Scene, where: Whereabouts, stage: Stage) -> str:
         heard = min((lease.age for lease in leases), default=None)
         last = f" (the last one to be heard of has been silent for {duration(heard)})" if heard else ""
         return f"no {kind.upper()} worker is alive{last}; start one with celery -A workers.{kind} worker"
-    ahead = f"{count(where.ahead, 'ticket')} {'is' if where.ahead == 1 else 'are'} ahead"
-    if not where.ahead:
-        ahead = "no ticket has waited longer"
+    ahead = f"{_are(where.ahead, 'ticket')} ahead" if where.ahead else "no ticket has waited longer"
     # What a worker says of its slots is as old as its heartbeat: it counts if the rollout waited already.
     free = sum(free_slots(lease) or 0 for lease in healthy if lease.age < where.seen_at - where.since)
     if free <= where.ahead:
         return f"waits for a {kind.upper()} worker with a free slot, {ahead}"
     sweep = duration(scene.timetable.sweep_interval)
     return (
-        f"waits for a {kind.upper()} worker to take it, {ahead} and {count(free, 'slot')} free; should its "
+        f"waits for a {kind.upper()} worker to take it, {ahead} and {_are(free, 'slot')} free; should its "
         f"ticket be lost, the sweep (every {sweep}) sends it again"
     )
+
+
+def _are(number: int, noun: str) -> str:
+    return f"{count(number, noun)} {'is' if number == 1 else 'are'}"
 
 
 def free_slots(lease: Lease) -> int | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import platform
 import re
+import shlex
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gym_queue import assembly
-from gym_queue.cli.status import OPERATOR, say
+from gym_queue.cli.status import OPERATOR, PROGRAM, say
 from gym_queue.coordinator import manifest
 from gym_queue.coordinator.archive import is_being_written, paths
 from gym_queue.embedded.redis import address_of
@@ -37,6 +38,11 @@ class Files(NamedTuple):
     def coordinated(self) -> bool | None:
         """Whether a coordinator is at work on the run; ``None`` where that cannot be seen."""
         return is_being_written(self.paths.run_dir)
+
+    @property
+    def continuation(self) -> str:
+        """The command that goes on with the run, for a shell in ``manifest.directory``."""
+        return shlex.join((PROGRAM, *self.manifest.command, "--resume"))
 
 
 class Place(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -121,8 +121,9 @@ async def _show(settings: Settings, run: str) -> list[str]:
 
 def _facts(subject: Subject) -> dict[str, str]:
     files, status = subject.files, subject.status
+    rows = _rows(files) if files and status is None else (0, 0)
     spec = status.spec if status else files.manifest.spec if files else None
-    facts = {"run": subject.run_id, "state": _state(subject)}
+    facts = {"run": subject.run_id, "state": _state(subject, sum(rows))}
     if spec is not None:
         examples = f"{files.manifest.examples:,} examples x " if files else ""
         limits = spec.limits
@@ -142,12 +143,14 @@ def _facts(subject: Subject) -> dict[str, str]:
             "healed": ", ".join(f"{getattr(status, name):,} {name}" for name in _HEALED),
         }
     elif files is not None:
-        facts["rows"] = _counts(files)
+        if not files.coordinated and sum(rows) < _total(files):
+            facts["go on with"] = f"(in {files.manifest.directory}) {files.continuation}"
+        facts["rows"] = f"{rows[0]:,} succeeded, {rows[1]:,} failed or cancelled, of {_total(files):,}"
     return facts
 
 
-def _state(subject: Subject) -> str:
-    """Say what state a run is in, and whether somebody drives it."""
+def _state(subject: Subject, rows: int) -> str:
+    """Say what state a run is in, and whether somebody drives it. ``rows`` are what its files hold."""
     files = subject.files
     driven = {True: ", a coordinator is at work", False: ", no coordinator is at work", None: ""}
     who = driven[files.coordinated if files else None]
@@ -157,20 +160,13 @@ def _state(subject: Subject) -> str:
         return ""
     if files.coordinated:
         return f"in no Redis that answers{who}"
-    return "ended" if _is_complete(files) else f"broken off{who}: submit-rollouts … --resume goes on"
+    return "ended" if rows == _total(files) else f"broken off{who}"
 
 
-def _is_complete(files: Files) -> bool:
-    try:
-        metrics: dict[str, Any] = json.loads(files.paths.metrics.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return False
-    return bool(metrics.get("complete"))
-
-
-def _counts(files: Files) -> str:
+def _rows(files: Files) -> tuple[int, int]:
+    """Return how many rows each of the two files holds."""
     succeeded, failed = (sum(1 for _ in lines_of(path)) for path in (files.paths.rows, files.paths.failures))
-    return f"{succeeded:,} succeeded, {failed:,} failed or cancelled, of {_total(files):,}"
+    return succeeded, failed
 
 
 def _total(files: Files) -> int:

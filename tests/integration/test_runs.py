@@ -83,13 +83,16 @@ async def test_a_run_is_shown(scene: Scene) -> None:
 
 async def test_a_run_is_shown_from_its_files_alone(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.local()
+    scene.write_manifest(("in.jsonl", "-o", "out 1"), "/home/me")
     await a_run_at_work(scene)
     await scene.archive()
     monkeypatch.delenv("GYM_QUEUE_REDIS_URL")
-    broken = await answer("runs", "show", "out.jsonl")
-    assert "broken off, no coordinator is at work: submit-rollouts … --resume goes on\n" in broken
-    assert "rows    1 succeeded, 1 failed or cancelled, of 18\n" in broken
-    scene.out.with_name("out.metrics.json").write_text('{"complete": true}')
+    broken = (await answer("runs", "show", "out.jsonl")).splitlines()
+    assert "state       broken off, no coordinator is at work" in broken
+    assert "go on with  (in /home/me) submit-rollouts in.jsonl -o 'out 1' --resume" in broken
+    assert "rows        1 succeeded, 1 failed or cancelled, of 18" in broken
+    row = scene.out.read_bytes()
+    scene.out.write_bytes(row * 17 + row[:9])  # all rows, and a torn one
     assert "state   ended\n" in await answer("runs", "show", "out.jsonl")
 
 

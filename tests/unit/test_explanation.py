@@ -83,7 +83,7 @@ def test_one_ahead_is_one() -> None:
 def test_queued_though_there_is_room() -> None:
     assert said(where("queued", ahead=2), lease(used=1), lease(slots=8)) == (
         "queued for 12 s (attempt 1): waits for a GPU worker to take it, 2 tickets are ahead and 7 slots "
-        "free; should its ticket be lost, the sweep (every 15 s) sends it again; "
+        "are free; should its ticket be lost, the sweep (every 15 s) sends it again; "
         "it is failed as timeout in 23 h 59 min if none takes it"
     )
 
@@ -163,7 +163,7 @@ def test_a_delayed_retry() -> None:
 
 def test_a_paused_run_holds_what_is_queued() -> None:
     paused = {"state": RunState.PAUSED}
-    held = "the run is paused: nothing new starts until gym-queue runs resume run-1"
+    held = "the run is paused, and nothing new starts until gym-queue runs resume"
     assert said(where("queued"), lease(), run=paused) == (f"queued for 12 s (attempt 1): {held}")
     assert said(where("queued", -3.0, attempt=2, reason="x"), lease(), run=paused).endswith(f"; {held}")
 
@@ -268,7 +268,7 @@ def test_nobody_feeds_the_run() -> None:
 
 def test_a_run_that_is_held_accepts_nothing() -> None:
     assert said(None, run={"state": RunState.PAUSED}, coordinated=False).endswith(
-        ", and the run is paused: nothing new starts until gym-queue runs resume run-1"
+        ", and the run is paused, and nothing new starts until gym-queue runs resume"
     )
     assert ", and the run is cancelled" in said(None, run={"state": RunState.CANCELLED})
 
