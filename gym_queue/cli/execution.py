@@ -14,8 +14,9 @@ import click
 
 from gym_queue import assembly
 from gym_queue.cli.burial import bury_as_they_die, hand_back_of_the_dead, leased
+from gym_queue.cli.configuration import load_settings
 from gym_queue.cli.interrupts import Interrupts
-from gym_queue.cli.job import load_settings, prepare
+from gym_queue.cli.job import prepare
 from gym_queue.cli.progress import open_view
 from gym_queue.cli.status import INTERRUPTED, OK, PROGRAM, SOME_FAILED, say
 from gym_queue.cli.summary import summary
@@ -50,7 +51,7 @@ def execute(options: Options) -> int:
     Raises:
         GymQueueError: no rollout was started; the sentence says why.
     """
-    settings = load_settings(options)
+    settings = load_settings(concurrency=options.concurrency)
     configure(settings.log_level if "log_level" in settings.model_fields_set else "WARNING", PROGRAM)
     job = prepare(options, settings)
     with job.archive:

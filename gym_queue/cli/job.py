@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import secrets
 import time
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from gym_queue import assembly
 from gym_queue.cli.status import say
@@ -51,29 +47,6 @@ class Job:
     def paths(self) -> OutputPaths:
         """Where the output is."""
         return self.archive.paths
-
-
-def load_settings(options: Options) -> Settings:
-    """Return the settings, flags over environment over file.
-
-    Raises:
-        UsageError: a value cannot be used.
-    """
-    flags: dict[str, Any] = {} if options.concurrency is None else {"concurrency": options.concurrency}
-    try:
-        settings = Settings(**flags)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        msg = f"the setting {name} cannot be used: {first['msg']}"
-        raise UsageError(msg) from error
-    except tomllib.TOMLDecodeError as error:
-        msg = f"gym_queue.toml is not TOML: {error}"
-        raise UsageError(msg) from error
-    if settings.log_level.upper() not in logging.getLevelNamesMapping():
-        msg = f"the setting LOG_LEVEL cannot be used: {settings.log_level} is no level"
-        raise UsageError(msg)
-    return settings
 
 
 def prepare(options: Options, settings: Settings) -> Job:

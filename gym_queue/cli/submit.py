@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from gym_queue.cli.flags import VERSION
 from gym_queue.cli.options import Options
 from gym_queue.cli.status import INTERRUPTED, WRONG_USE, say
 from gym_queue.errors import GymQueueError
@@ -23,17 +24,6 @@ Exit status: 0 all rollouts succeeded, 1 some failed or the run broke off, 2 wro
 
 _COUNT = click.IntRange(min=1)
 _COUNT_OR_NONE = click.IntRange(min=0)
-
-
-def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
-    if wanted:
-        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow, seldom needed
-
-        try:
-            click.echo(f"gym-queue {version('gym-queue')}")
-        except PackageNotFoundError:  # run from a source tree
-            click.echo("gym-queue, not installed")
-        context.exit()
 
 
 class _Remembering(click.Command):
@@ -83,14 +73,7 @@ class _Remembering(click.Command):
 @click.option(
     "--verifiers", type=_COUNT_OR_NONE, default=1, show_default=True, help="Worker processes that verify."
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Show the version.",
-)
+@VERSION
 @click.pass_context
 def main(context: click.Context, /, **flags: object) -> None:
     """Collect rollouts: let a model act on every example, verify what it did, and write it down.

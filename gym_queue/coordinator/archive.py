@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gym_queue.ledger.base import Event
     from gym_queue.records import Summary
 
+_LOCK = "lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -61,6 +62,26 @@ def paths(out: Path) -> OutputPaths:
         metrics=out.with_name(f"{stem}.metrics.json"),
         run_dir=out.with_name(f"{stem}.run"),
     )
+
+
+def is_being_written(run_dir: Path) -> bool | None:
+    """Tell whether a process has a run's archive open; ``None`` where that cannot be seen from here."""
+    try:
+        lock = os.open(run_dir / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    else:
+        return False
+    finally:
+        os.close(lock)
 
 
 @dataclass(slots=True)
@@ -200,7 +221,7 @@ class Archive:
 
     def _take_lock(self) -> None:
         """Keep other processes out, which would write the same rollouts. A lock dies with its process."""
-        self._lock = os.open(self.paths.run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._lock = os.open(self.paths.run_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

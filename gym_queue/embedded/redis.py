@@ -29,6 +29,9 @@ OLDEST = (6, 2)
 LOCK_PATIENCE = 5.0
 """Seconds. A server whose parent was killed needs a moment to write out its file and let go of the folder."""
 
+_ADDRESS = "address"
+"""File in the server's folder that holds the path of its socket."""
+
 _LONGEST_SOCKET_PATH = 100
 """Bytes. The kernel takes 107 on Linux and 103 on macOS (``sun_path`` without its closing zero)."""
 
@@ -87,12 +90,31 @@ def find_redis_server() -> str:
     raise StackError(msg)
 
 
+def address_of(folder: Path) -> str | None:
+    """Return the URL of the server whose data lives in ``folder``, if one listens there now."""
+    try:
+        path = (folder / _ADDRESS).read_text()
+    except OSError:  # none was started here, or it is somebody else's
+        return None
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(path)
+        except OSError:  # it is gone, and had no time to say so
+            return None
+    return _url(path)
+
+
+def _url(socket_path: Path | str) -> str:
+    return f"unix://{socket_path}?db=0"
+
+
 class RedisServer:
     """One redis-server whose data lives in ``folder``; a second one in the same folder is refused.
 
     Data already in the folder is loaded, or deleted before the first start if ``fresh``. The socket lies
     beside it, or in a temporary folder where that path is too long for a socket; it stays the same when the
-    process is spawned again, until ``stop``.
+    process is spawned again, until ``stop``. Meanwhile a file in the folder says where it is, for
+    ``address_of``.
     """
 
     def __init__(self, folder: Path, log: Path | None = None, *, fresh: bool = False) -> None:
@@ -116,7 +138,7 @@ class RedisServer:
     @property
     def url(self) -> str:
         """The address in redis-py's form."""
-        return f"unix://{self.socket_path}?db=0"
+        return _url(self.socket_path)
 
     def start(self, timeout: float = 60.0) -> None:
         """Start and wait until it answers; ``timeout`` covers loading an append-only file too.
@@ -134,6 +156,7 @@ class RedisServer:
         self.folder.chmod(0o700)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         lock = self._take_lock()
+        (self.folder / _ADDRESS).write_text(str(self.socket_path))
         arguments = [part for name, value in _SETTINGS.items() for part in (f"--{name}", value)]
         self.process = spawn(
             [binary, *arguments, "--unixsocket", str(self.socket_path)],
@@ -173,6 +196,7 @@ class RedisServer:
             os.close(self._lock)
             self._lock = None
         if self._socket is not None:
+            (self.folder / _ADDRESS).unlink(missing_ok=True)
             self._socket.unlink(missing_ok=True)
             if self._socket.parent != self.folder:
                 self._socket.parent.rmdir()

@@ -81,3 +81,9 @@ def test_submit_rollouts_runs_from_the_wheel(installed: Path) -> None:
     said = run(installed / "bin" / "submit-rollouts", "--help", cwd=installed)
     assert "--samples" in said
     assert "--model" in said
+
+
+def test_gym_queue_runs_from_the_wheel(installed: Path) -> None:
+    said = run(installed / "bin" / "gym-queue", "--help", cwd=installed)
+    assert said.startswith("Usage: gym-queue ")
+    assert "Say what ROLLOUT waits for" in said

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 
 from gym_queue.embedded import redis as embedded
-from gym_queue.embedded.redis import RedisServer, find_redis_server, version_of
+from gym_queue.embedded.redis import RedisServer, address_of, find_redis_server, version_of
 from gym_queue.errors import StackError
 from gym_queue.testing import wait_until
 
@@ -53,6 +53,24 @@ def test_starts_answers_and_stops(tmp_path: Path) -> None:
         assert os.getsid(pid) == pid, "the terminal's Ctrl-C must not reach it"
     assert not running(pid)
     assert not (tmp_path / "redis" / "redis.sock").exists()
+
+
+@pytest.mark.parametrize("name", ["short", "long" * 25, "odd name"])
+def test_who_knows_the_folder_finds_the_server_while_it_lives(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    assert address_of(folder) is None
+    with RedisServer(folder) as server:
+        found = address_of(folder)
+        assert found == server.url
+        with Redis.from_url(found) as client:
+            assert client.ping()
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        assert address_of(folder) is None, "it had no time to say that it ends"
+        server.start()
+        assert address_of(folder) == found
+    assert address_of(folder) is None
 
 
 def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:

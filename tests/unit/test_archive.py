@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from gym_queue.coordinator.archive import Archive, paths
+from gym_queue.coordinator.archive import Archive, is_being_written, paths
 from gym_queue.coordinator.rows import read_summary
 from gym_queue.errors import StorageError, UsageError
 from gym_queue.records import FailedRow, SucceededRow
@@ -86,6 +89,31 @@ def test_a_second_writer_is_refused(out: Path) -> None:
     ):
         Archive(out, samples=1).open(resume=True)
     Archive(out, samples=1).open(resume=True).close()
+
+
+def test_whether_it_is_being_written_is_seen_from_outside(out: Path) -> None:
+    run_dir = paths(out).run_dir
+    assert is_being_written(run_dir) is False
+    with Archive(out, samples=1).open():
+        assert is_being_written(run_dir) is True
+        assert is_being_written(run_dir) is True, "looking takes no lock away"
+    assert is_being_written(run_dir) is False
+    Archive(out, samples=1).open(resume=True).close()
+
+
+_CALL = {errno.EACCES: "open", errno.ENOLCK: "flock"}
+
+
+@pytest.mark.parametrize("code", _CALL)
+def test_where_no_lock_can_be_seen_nothing_is_said(
+    out: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "no")
+
+    Archive(out, samples=1).open().close()
+    monkeypatch.setattr(os if code == errno.EACCES else fcntl, _CALL[code], refuse)
+    assert is_being_written(paths(out).run_dir) is None
 
 
 def test_resume_gives_back_the_summaries_with_examples_close_together(out: Path) -> None:
