@@ -4,9 +4,11 @@ it is needed.
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from gym_queue.errors import EngineSetupError, unknown_name
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
     from gym_queue.ledger.base import Ledger
+    from gym_queue.ledger.payloads import Payloads
     from gym_queue.settings import Settings
 
 ENGINES = {
@@ -32,10 +35,31 @@ ENVIRONMENTS = {
 
 
 def make_ledger(settings: Settings) -> Ledger:
-    """Return the ledger that the settings name."""
+    """Return the ledger that the settings name. Raises ``UsageError`` for a ``payload_url`` that cannot be
+    used.
+    """
+    from gym_queue.ledger.by_reference import ByReference  # noqa: PLC0415
     from gym_queue.ledger.redis import RedisLedger  # noqa: PLC0415
 
-    return RedisLedger(settings.redis_url)
+    return ByReference(RedisLedger(settings.redis_url), make_payloads(settings), settings.payload_threshold)
+
+
+def make_payloads(settings: Settings) -> Payloads | None:
+    """Return where payloads lie that are too large for the ledger, if anywhere. Raises ``UsageError``."""
+    if not settings.payload_url:
+        return None
+    from gym_queue.ledger.payloads import Payloads  # noqa: PLC0415
+
+    return Payloads(settings.payload_url, _owner(settings.redis_url))
+
+
+def _owner(redis_url: str) -> str:
+    """Name a Redis the same from all machines that use it, and another one otherwise. No secrets."""
+    parts = urlsplit(redis_url)
+    host = parts.hostname
+    if host in {None, "localhost", "127.0.0.1", "::1"}:
+        host = platform.node()
+    return f"{host}:{parts.port or ''}{parts.path}"
 
 
 def make_broker(settings: Settings) -> CeleryBroker:

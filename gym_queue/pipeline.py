@@ -25,6 +25,7 @@ from gym_queue.errors import (
     GymQueueError,
     LedgerError,
     ModelError,
+    PayloadLostError,
     StageTimeoutError,
     VerifierError,
 )
@@ -170,6 +171,7 @@ class Pipeline:
         """Return what became of an attempt. Whatever was raised on the way has a class and becomes data."""
         started = time.monotonic()
         try:
+            _check_readable(sample)
             return await stage(place, claim, sample, started)
         except Exception as error:  # noqa: BLE001 - an environment or an engine may raise anything
             waited = {"queued": _waited(claim, sample)} if sample.fence.stage is Stage.GENERATE else {}
@@ -278,6 +280,12 @@ class Pipeline:
 def _waited(claim: Claim, sample: ClaimedSample) -> float:
     """Return how long a sample waited for its worker, in seconds."""
     return max(0.0, claim.claimed_at - sample.queued_at)
+
+
+def _check_readable(sample: ClaimedSample) -> None:
+    """Raise ``PayloadLostError`` for an attempt that lacks what it needs."""
+    if sample.unreadable:
+        raise PayloadLostError(sample.unreadable)
 
 
 @asynccontextmanager

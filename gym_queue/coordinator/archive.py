@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from gym_queue.coordinator.durable import replacement, storage_errors, sync_directory, temporary_of
+from gym_queue.durable import replacement, storage_errors, sync_directory, temporary_of
 from gym_queue.errors import StorageError, UsageError
 from gym_queue.records import FailureClass, Summary, Timings, Usage
 

@@ -67,13 +67,18 @@ class Receipt(Record):
 
 
 class ClaimedSample(Record):
-    """One sample that a claim granted. ``failures`` counts failed attempts of this stage before this one."""
+    """One sample that a claim granted. ``failures`` counts failed attempts of this stage before this one.
+
+    ``unreadable`` says why example or payload cannot be had, though the ledger refers to them: the attempt
+    fails.
+    """
 
     fence: Fence
     accepted_at: float
     queued_at: float
     failures: int
     payload: bytes | None = None
+    unreadable: str = ""
 
 
 class Claim(Record):
