@@ -33,7 +33,7 @@ WAITING_STATE = {Stage.GENERATE: RolloutState.QUEUED, Stage.VERIFY: RolloutState
 RUNNING_STATE = {Stage.GENERATE: RolloutState.GENERATING, Stage.VERIFY: RolloutState.VERIFYING}
 
 MOVES: dict[RolloutState, frozenset[RolloutState]] = {
-    RolloutState.QUEUED: frozenset({RolloutState.GENERATING, RolloutState.CANCELLED}),
+    RolloutState.QUEUED: frozenset({RolloutState.GENERATING, RolloutState.FAILED, RolloutState.CANCELLED}),
     RolloutState.GENERATING: frozenset(
         {
             RolloutState.QUEUED,
@@ -43,7 +43,9 @@ MOVES: dict[RolloutState, frozenset[RolloutState]] = {
             RolloutState.CANCELLED,
         }
     ),
-    RolloutState.VERIFY_QUEUED: frozenset({RolloutState.VERIFYING, RolloutState.CANCELLED}),
+    RolloutState.VERIFY_QUEUED: frozenset(
+        {RolloutState.VERIFYING, RolloutState.FAILED, RolloutState.CANCELLED}
+    ),
     RolloutState.VERIFYING: frozenset(
         {RolloutState.VERIFY_QUEUED, RolloutState.SUCCEEDED, RolloutState.FAILED, RolloutState.CANCELLED}
     ),

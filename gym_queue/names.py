@@ -34,8 +34,16 @@ def idempotency_key(key: str) -> str:
 
 
 def group_key(run_id: str, example_index: int) -> str:
-    """Hash: one example and the state of each of its samples; gone when all of them have ended."""
-    return f"{KEY_PREFIX}:group:{run_id}:{example_index}"
+    """Hash: one example (``example``), when it was accepted (``at``), how many of its samples are open
+    (``open``), and of each sample ``s:`` its state, ``p:`` its payload, ``e:`` why its last attempt ended;
+    gone when all of them have ended.
+    """
+    return f"{groups_prefix(run_id)}{example_index}"
+
+
+def groups_prefix(run_id: str) -> str:
+    """Begin of every ``group_key`` of a run."""
+    return f"{KEY_PREFIX}:group:{run_id}:"
 
 
 def groups_key(run_id: str) -> str:
@@ -61,6 +69,11 @@ def delayed_key() -> str:
 def claims_key(worker: str) -> str:
     """Sorted set: the attempts that a worker owns, by deadline."""
     return f"{KEY_PREFIX}:claims:{worker}"
+
+
+def revoked_key(worker: str) -> str:
+    """List: attempts that were taken from a worker or ended under it, for it to read. Expires."""
+    return f"{KEY_PREFIX}:revoked:{worker}"
 
 
 def leases_key() -> str:

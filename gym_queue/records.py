@@ -71,8 +71,8 @@ class Sampling(Record):
 class Limits(Record):
     """How long a stage of a rollout may take (seconds, from the stage's start) and how often it is tried.
 
-    ``queue_timeout`` is for each wait for a worker, ``store_timeout`` for handing an outcome to the ledger, and
-    ``rollout_timeout`` for the whole, from acceptance to the end.
+    ``queue_timeout`` is for each wait for a worker, ``store_timeout`` for handing an outcome to the ledger,
+    and ``rollout_timeout`` for the whole, from acceptance to the end.
     """
 
     max_attempts: int = Field(default=3, ge=1)

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from gym_queue.ledger.base import Ledger
+    from gym_queue.lifecycle import RolloutState
+
 _INTERVAL = 0.01
 
 
@@ -39,6 +42,12 @@ async def async_wait_until(
         if time.monotonic() > deadline:
             raise AssertionError(_complaint(predicate, timeout, what))
         await asyncio.sleep(_INTERVAL)
+
+
+async def state_of(ledger: Ledger, run_id: str, example_index: int, sample_index: int) -> RolloutState | None:
+    """Return the state of a rollout; ``None`` once its whole group has ended (or it never was)."""
+    found = await ledger.whereabouts(run_id, example_index, sample_index)
+    return found.state if found else None
 
 
 def _complaint(predicate: Callable[[], object], timeout: float, what: str) -> str:

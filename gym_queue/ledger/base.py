@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field
 
 from gym_queue.lifecycle import RolloutState
-from gym_queue.records import Example, Fence, Record, RunSpec, Summary, Ticket
+from gym_queue.records import Example, Fence, Record, RunSpec, Stage, Summary, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.records import Group, RunState, RunStatus, Stage
+    from gym_queue.records import Group, RunState, RunStatus
+
+
+LONGEST_REASON = 300
+"""Characters that a ledger keeps of the reason for a retry."""
+
+
+def kept_reason(reason: str) -> str:
+    """Return what a ledger keeps of the reason for a retry: it may quote a model, and be long or broken."""
+    return reason[:LONGEST_REASON].encode(errors="replace").decode()
 
 
 class Generated(Record):
@@ -41,8 +50,8 @@ class Retry(Record):
     """Outcome of an attempt that is tried again after ``delay`` seconds, as the next attempt.
 
     ``counted`` is false where nobody failed (a worker that shuts down hands its work back): such attempts do
-    not use up ``max_attempts``. ``lost`` says that the attempt's worker died: the next ticket carries one loss
-    more. ``reason`` is what ``why`` shows, one sentence.
+    not use up ``max_attempts``. ``lost`` says that the attempt's worker died: the next ticket carries one
+    loss more. ``reason`` is what ``why`` shows, one sentence.
     """
 
     delay: float = Field(default=0.0, ge=0.0)
@@ -119,7 +128,8 @@ class OpenRollout(Record):
 
 
 class Whereabouts(Record):
-    """All that the ledger knows of one rollout that has not ended (or whose group has not).
+    """All that the ledger knows of one rollout that has not ended (or whose group has not: then its state is
+    all that is known, the attempt is 0 and ``since`` is when it was accepted).
 
     ``worker`` and ``deadline`` are set while a worker owns it. ``ahead`` counts the tickets that have waited
     longer at its stage. ``reason`` is why the last attempt ended, empty if there was none.
@@ -163,6 +173,17 @@ def fence_of(ticket: Ticket, sample_index: int, worker: str) -> Fence:
         attempt=ticket.attempt,
         worker=worker,
         losses=ticket.losses,
+    )
+
+
+def first_ticket(run_id: str, group: Group) -> Ticket:
+    """Return the ticket of a group that was just accepted: one for all its samples."""
+    return Ticket(
+        stage=Stage.GENERATE,
+        run_id=run_id,
+        example_index=group.example_index,
+        samples=group.samples,
+        attempt=1,
     )
 
 
@@ -235,8 +256,8 @@ class Ledger(Protocol):
         ...
 
     async def end(self, run_id: str, ended: Ended, *, waiting_attempt: int | None = None) -> bool:
-        """End one rollout (``ended.summary`` says which) from outside, whatever it is doing, and tell its owner
-        through ``revoked``. With ``waiting_attempt``: only if that attempt still waits for a worker.
+        """End one rollout (``ended.summary`` says which) from outside, whatever it is doing, and tell its
+        owner through ``revoked``. With ``waiting_attempt``: only if that attempt still waits for a worker.
 
         Returns false if it had ended already, or waits no more.
         """
@@ -260,7 +281,7 @@ class Ledger(Protocol):
         ...
 
     async def count_republished(self, run_id: str, tickets: int) -> None:
-        """Add to a run's count of tickets that the broker lacked. Does nothing for a run that is forgotten."""
+        """Add to a run's count of tickets that the broker lacked. Does nothing for a forgotten run."""
         ...
 
     async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:

@@ -17,20 +17,24 @@ from gym_queue.ledger.base import (
     Event,
     Generated,
     Lease,
+    OpenRollout,
     Outcome,
     OwnedAttempt,
     Receipt,
     Retry,
+    Whereabouts,
     fence_of,
+    first_ticket,
+    kept_reason,
     next_ticket,
 )
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
-from gym_queue.records import Example, Fence, RunSpec, RunState, RunStatus, Stage, Summary, Ticket
+from gym_queue.records import Fence, RunSpec, RunState, RunStatus, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gym_queue.records import Group
+    from gym_queue.records import Example, Group, Ticket
 
 _FINAL = (RunState.CANCELLED, RunState.ENDED)
 
@@ -41,8 +45,9 @@ class _Sample:
     state: RolloutState = RolloutState.QUEUED
     attempt: int = 1
     failures: int = 0
-    worker: str = ""
+    fence: Fence | None = None  # while a worker owns it
     payload: bytes | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -60,6 +65,10 @@ class _Run:
     results: dict[int, Event] = field(default_factory=dict)
     position: int = 0
 
+    def sample(self, example_index: int, sample_index: int) -> _Sample | None:
+        group = self.groups.get(example_index)
+        return group.samples.get(sample_index) if group else None
+
     def count(self, **changes: int) -> None:
         values = {name: getattr(self.status, name) + by for name, by in changes.items()}
         self.status = self.status.model_copy(update=values)
@@ -75,6 +84,7 @@ class MemoryLedger:
         self._waiting: dict[Ticket, float] = {}
         self._delayed: dict[Ticket, float] = {}
         self._claims: dict[str, dict[Fence, float]] = {}
+        self._revoked: dict[str, list[Fence]] = {}
         self._leases: dict[str, tuple[float, dict[str, str]]] = {}
         self._changed = asyncio.Condition()
 
@@ -114,8 +124,7 @@ class MemoryLedger:
 
     async def forget_run(self, run_id: str) -> None:
         """See ``Ledger.forget_run``."""
-        run = self._runs.pop(run_id, None)
-        if run:
+        if run := self._runs.pop(run_id, None):
             self._keys.pop(run.key, None)
         for tickets in (self._waiting, self._delayed):
             for ticket in [ticket for ticket in tickets if ticket.run_id == run_id]:
@@ -128,16 +137,7 @@ class MemoryLedger:
         run = self._runs.get(run_id)
         if run is None or run.status.state is not RunState.OPEN:
             return []
-        tickets = [
-            Ticket(
-                stage=Stage.GENERATE,
-                run_id=run_id,
-                example_index=group.example_index,
-                samples=group.samples,
-                attempt=1,
-            )
-            for group in groups
-        ]
+        tickets = [first_ticket(run_id, group) for group in groups]
         if run.status.cursor != cursor:
             return tickets if run.status.cursor == next_cursor else []
         now = self._clock()
@@ -157,115 +157,154 @@ class MemoryLedger:
                 self._waiting[ticket] = self._clock()
             return None
         self._waiting.pop(ticket, None)
-        if run is None or run.status.state in _FINAL:
+        if run is None:
             return None
-        group = run.groups.get(ticket.example_index)
+        group = None if run.status.state in _FINAL else run.groups.get(ticket.example_index)
         now = self._clock()
         granted = []
         for index in ticket.samples:
             sample = group.samples.get(index) if group else None
-            if (
-                sample is None
-                or sample.state is not WAITING_STATE[ticket.stage]
-                or sample.attempt != ticket.attempt
-            ):
+            waiting = WAITING_STATE[ticket.stage], ticket.attempt
+            if group is None or sample is None or (sample.state, sample.attempt) != waiting:
                 continue
-            sample.state, sample.worker = RUNNING_STATE[ticket.stage], worker
-            fence = fence_of(ticket, index, worker)
+            sample.state = RUNNING_STATE[ticket.stage]
+            sample.fence = fence = fence_of(ticket, index, worker)
             self._claims.setdefault(worker, {})[fence] = now + lease
             granted.append(
                 ClaimedSample(
                     fence=fence,
-                    accepted_at=group.accepted_at if group else now,
+                    accepted_at=group.accepted_at,
                     queued_at=sample.since,
                     failures=sample.failures,
                     payload=sample.payload,
                 )
             )
         if not granted or group is None:
+            run.count(dropped=1)
             return None
         if ticket.stage is Stage.GENERATE:
             run.count(queued=-len(granted))
         self._leases.setdefault(worker, (now, {}))
         return Claim(example=group.example, samples=tuple(granted), claimed_at=now)
 
-    async def commit(self, fence: Fence, outcome: Outcome) -> Receipt:
+    async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
         """See ``Ledger.commit``."""
         run = self._runs.get(fence.run_id)
-        group = run.groups.get(fence.example_index) if run else None
-        sample = group.samples.get(fence.sample_index) if group else None
+        sample = run.sample(fence.example_index, fence.sample_index) if run else None
         self._claims.get(fence.worker, {}).pop(fence, None)
-        held = sample and (sample.state, sample.attempt, sample.worker)
-        if run is None or sample is None or held != (RUNNING_STATE[fence.stage], fence.attempt, fence.worker):
+        if run is None or sample is None or sample.fence != fence:
             if run:
                 run.count(refused=1)
             return Receipt(accepted=False)
+        if revoke:
+            self._revoked.setdefault(fence.worker, []).append(fence)
+        sample.fence, sample.reason = None, ""
         now = self._clock()
         match outcome:
             case Generated(payload=payload):
                 ticket = next_ticket(fence, Stage.VERIFY, 1)
                 sample.state, sample.attempt, sample.failures = RolloutState.VERIFY_QUEUED, 1, 0
-                sample.since, sample.worker, sample.payload = now, "", payload
+                sample.since, sample.payload = now, payload
                 self._waiting[ticket] = now
                 return Receipt(accepted=True, ticket=ticket)
-            case Ended(summary=summary, row=row):
-                await self._end(run, fence.example_index, fence.sample_index, summary, row)
+            case Ended():
+                await self._end(run, sample, outcome)
                 return Receipt(accepted=True)
-            case Retry(delay=delay, counted=counted):
-                sample.state, sample.worker, sample.since = WAITING_STATE[fence.stage], "", now + delay
+            case Retry(delay=delay, counted=counted, lost=lost, reason=reason):
+                sample.state, sample.since = WAITING_STATE[fence.stage], now + delay
                 sample.attempt += 1
                 sample.failures += counted
-                run.count(retried=int(counted), queued=int(fence.stage is Stage.GENERATE))
-                ticket = next_ticket(fence, fence.stage, sample.attempt)
+                sample.reason = kept_reason(reason)
+                run.count(retried=int(counted), lost=int(lost), queued=int(fence.stage is Stage.GENERATE))
+                ticket = next_ticket(fence, fence.stage, sample.attempt, fence.losses + lost)
                 if delay > 0:
                     self._delayed[ticket] = now + delay
                     return Receipt(accepted=True)
                 self._waiting[ticket] = now
                 return Receipt(accepted=True, ticket=ticket)
 
-    async def _end(
-        self, run: _Run, example_index: int, sample_index: int, summary: Summary, row: bytes
-    ) -> None:
+    async def _end(self, run: _Run, sample: _Sample, ended: Ended) -> None:
+        summary = ended.summary
         run.position += 1
-        run.results[run.position] = Event(position=str(run.position), summary=summary, row=row)
+        run.results[run.position] = Event(position=str(run.position), summary=summary, row=ended.row)
         run.count(**{summary.state: 1})
-        group = run.groups[example_index]
-        sample = group.samples[sample_index]
-        sample.state, sample.payload = RolloutState(summary.state), None
+        group = run.groups[summary.example_index]
+        ending = _Sample(since=group.accepted_at, state=RolloutState(summary.state), attempt=0)
+        group.samples[summary.sample_index] = ending
         if all(sample.state in TERMINAL for sample in group.samples.values()):
-            del run.groups[example_index]
+            del run.groups[summary.example_index]
         async with self._changed:
             self._changed.notify_all()
 
-    async def cancel(
-        self, run_id: str, example_index: int, sample_index: int, row: bytes, summary: Summary
-    ) -> bool:
-        """See ``Ledger.cancel``."""
-        state = await self.state_of(run_id, example_index, sample_index)
-        if state is None or state in TERMINAL:
+    async def end(self, run_id: str, ended: Ended, *, waiting_attempt: int | None = None) -> bool:
+        """See ``Ledger.end``."""
+        index, number = ended.summary.example_index, ended.summary.sample_index
+        run = self._runs.get(run_id)
+        sample = run.sample(index, number) if run else None
+        if run is None or sample is None or sample.state in TERMINAL:
             return False
-        run = self._runs[run_id]
-        run.count(queued=-int(state is RolloutState.QUEUED))
-        await self._end(run, example_index, sample_index, summary, row)
+        if waiting_attempt is not None and (sample.fence or sample.attempt != waiting_attempt):
+            return False
+        if fence := sample.fence:
+            self._claims[fence.worker].pop(fence, None)
+            self._revoked.setdefault(fence.worker, []).append(fence)
+        run.count(queued=-int(sample.state is RolloutState.QUEUED))
+        await self._end(run, sample, ended)
         return True
 
-    async def open_rollouts(self, run_id: str, limit: int) -> list[tuple[Example, int, int, float]]:
+    async def revoked(self, worker: str, limit: int) -> list[Fence]:
+        """See ``Ledger.revoked``."""
+        told = self._revoked.pop(worker, [])
+        if told[limit:]:
+            self._revoked[worker] = told[limit:]
+        return told[:limit]
+
+    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``."""
         run = self._runs.get(run_id)
+        now = self._clock()
         found = [
-            (group.example, index, number, group.accepted_at)
-            for index, group in (run.groups.items() if run else ())
-            for number, sample in group.samples.items()
+            OpenRollout(
+                example=group.example,
+                example_index=index,
+                sample_index=number,
+                accepted_at=group.accepted_at,
+                seen_at=now,
+                state=sample.state,
+                attempt=sample.attempt,
+                since=sample.since,
+            )
+            for index, group in (sorted(run.groups.items()) if run else ())
+            for number, sample in sorted(group.samples.items())
             if sample.state not in TERMINAL
         ]
         return found[:limit]
 
-    async def state_of(self, run_id: str, example_index: int, sample_index: int) -> RolloutState | None:
-        """See ``Ledger.state_of``."""
+    async def whereabouts(self, run_id: str, example_index: int, sample_index: int) -> Whereabouts | None:
+        """See ``Ledger.whereabouts``."""
         run = self._runs.get(run_id)
-        group = run.groups.get(example_index) if run else None
-        sample = group.samples.get(sample_index) if group else None
-        return sample.state if sample else None
+        sample = run.sample(example_index, sample_index) if run else None
+        if run is None or sample is None:
+            return None
+        fence = sample.fence
+        earlier = [ticket for ticket, at in self._waiting.items() if at < sample.since]
+        return Whereabouts(
+            state=sample.state,
+            attempt=sample.attempt,
+            failures=sample.failures,
+            accepted_at=run.groups[example_index].accepted_at,
+            seen_at=self._clock(),
+            since=sample.since,
+            worker=fence.worker if fence else "",
+            deadline=self._claims[fence.worker].get(fence) if fence else None,
+            ahead=sum(WAITING_STATE[ticket.stage] is sample.state for ticket in earlier),
+            reason=sample.reason,
+        )
+
+    async def count_republished(self, run_id: str, tickets: int) -> None:
+        """See ``Ledger.count_republished``."""
+        if run := self._runs.get(run_id):
+            run.count(republished=tickets)
 
     async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
         """See ``Ledger.events``."""
@@ -299,9 +338,8 @@ class MemoryLedger:
     async def promote_due(self, limit: int) -> list[Ticket]:
         """See ``Ledger.promote_due``."""
         now = self._clock()
-        due = [ticket for ticket, at in sorted(self._delayed.items(), key=lambda item: item[1]) if at <= now][
-            :limit
-        ]
+        due = [ticket for ticket, at in self._delayed.items() if at <= now]
+        due = sorted(due, key=self._delayed.__getitem__)[:limit]
         for ticket in due:
             del self._delayed[ticket]
             self._waiting[ticket] = now
@@ -334,12 +372,11 @@ class MemoryLedger:
             if deadline > newest:
                 continue
             run = self._runs.get(fence.run_id)
-            group = run.groups.get(fence.example_index) if run else None
-            sample = group.samples.get(fence.sample_index) if group else None
-            held = sample and (sample.state, sample.attempt, sample.worker)
-            if group is None or sample is None or held != (RUNNING_STATE[fence.stage], fence.attempt, worker):
+            sample = run.sample(fence.example_index, fence.sample_index) if run else None
+            if run is None or sample is None or sample.fence != fence:
                 del self._claims[worker][fence]
                 continue
+            group = run.groups[fence.example_index]
             found.append(
                 OwnedAttempt(
                     fence=fence,

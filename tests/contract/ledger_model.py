@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,13 +14,14 @@ RUN = "run-1"
 SPEC = RunSpec(run_id=RUN, model="stub:", samples=3)
 SOON, LATER = 0.000001, 3600.0
 
-Kind = Literal["generated", "succeeded", "failed", "retry", "retry soon", "retry later", "hand back"]
+Kind = Literal["generated", "succeeded", "failed", "retry", "retry soon", "retry later", "hand back", "lost"]
 
 RETRIES: dict[Kind, Retry] = {
-    "retry": Retry(),
+    "retry": Retry(reason="the engine went away"),
     "retry soon": Retry(delay=SOON),
     "retry later": Retry(delay=LATER),
     "hand back": Retry(counted=False),
+    "lost": Retry(counted=False, lost=True, reason="the worker died"),
 }
 
 Place = tuple[int, int]
@@ -36,6 +37,7 @@ class Rollout:
     failures: int = 0
     worker: str = ""
     payload: bytes | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -49,10 +51,14 @@ class Model:
     delayed: dict[Ticket, float] = field(default_factory=dict)
     claims: dict[Fence, bool] = field(default_factory=dict)
     """The value says that the claim is past its deadline."""
+    revoked: dict[str, list[Fence]] = field(default_factory=lambda: defaultdict(list))
     log: list[tuple[int, int, str]] = field(default_factory=list)
     archived: int = 0
     retried: int = 0
+    lost: int = 0
     refused: int = 0
+    republished: int = 0
+    dropped: int = 0
 
     def wanted(self, ticket: Ticket) -> list[int]:
         """Return the samples that a claim of this ticket must grant."""
@@ -76,7 +82,7 @@ class Model:
         groups = {index for index, _ in self.open_places()}
         return ticket.example_index in groups and ticket not in self.waiting
 
-    def write(self, fence: Fence, outcome: Outcome) -> Ticket | None:
+    def write(self, fence: Fence, outcome: Outcome, *, revoke: bool) -> Ticket | None:
         """Do what a commit must do. Returns the ticket that follows, if any."""
         self.claims.pop(fence, None)
         if not self.holds(fence):
@@ -84,19 +90,23 @@ class Model:
             return None
         place = fence.example_index, fence.sample_index
         rollout = self.rollouts[place]
+        if revoke:
+            self.revoked[fence.worker].append(fence)
         match outcome:
             case Generated(payload=payload):
                 self.rollouts[place] = Rollout(RolloutState.VERIFY_QUEUED, payload=payload)
                 follower = next_ticket(fence, Stage.VERIFY, 1)
             case Ended(summary=summary):
-                self.end(place, summary.state)
+                self.close(place, summary.state)
                 return None
-            case Retry(counted=counted):
+            case Retry(counted=counted, lost=lost, reason=reason):
                 rollout.state, rollout.worker = WAITING_STATE[fence.stage], ""
                 rollout.attempt += 1
                 rollout.failures += counted
+                rollout.reason = reason
                 self.retried += counted
-                follower = next_ticket(fence, fence.stage, rollout.attempt)
+                self.lost += lost
+                follower = next_ticket(fence, fence.stage, rollout.attempt, fence.losses + lost)
         if isinstance(outcome, Retry) and outcome.delay:
             self.delayed[follower] = outcome.delay
         else:
@@ -104,7 +114,15 @@ class Model:
         return follower
 
     def end(self, place: Place, state: str) -> None:
-        self.rollouts[place] = Rollout(RolloutState(state), self.rollouts[place].attempt)
+        """Do what an end from outside must do."""
+        for fence in [fence for fence in self.claims if (fence.example_index, fence.sample_index) == place]:
+            if self.holds(fence):
+                del self.claims[fence]
+                self.revoked[fence.worker].append(fence)
+        self.close(place, state)
+
+    def close(self, place: Place, state: str) -> None:
+        self.rollouts[place] = Rollout(RolloutState(state), attempt=0)
         self.log.append((*place, state))
 
     def status(self) -> RunStatus:
@@ -120,7 +138,10 @@ class Model:
             cancelled=ended["cancelled"],
             archived=self.archived,
             retried=self.retried,
+            lost=self.lost,
             refused=self.refused,
+            republished=self.republished,
+            dropped=self.dropped,
             queued=sum(rollout.state is RolloutState.QUEUED for rollout in self.rollouts.values()),
         )
 
@@ -143,10 +164,10 @@ class Model:
     def open_places(self) -> set[Place]:
         return {place for place, rollout in self.rollouts.items() if rollout.state not in TERMINAL}
 
-    def visible_state(self, place: Place) -> RolloutState | None:
-        """Return what ``state_of`` must say: nothing once the whole group has ended."""
+    def visible(self, place: Place) -> Rollout | None:
+        """Return what ``whereabouts`` must say: nothing once the whole group has ended."""
         group_is_open = any(example == place[0] for example, _ in self.open_places())
-        return self.rollouts[place].state if group_is_open else None
+        return self.rollouts[place] if group_is_open else None
 
 
 def example(index: int) -> Example:
@@ -173,6 +194,7 @@ def fence_of(ticket: Ticket, sample: int, worker: str) -> Fence:
         sample_index=sample,
         attempt=ticket.attempt,
         worker=worker,
+        losses=ticket.losses,
     )
 
 

@@ -23,6 +23,7 @@ from gym_queue.records import (
     Ticket,
     Timings,
 )
+from gym_queue.testing import state_of
 
 if TYPE_CHECKING:
     from gym_queue.ledger.base import Ledger
@@ -56,6 +57,9 @@ def summary(example_index: int, sample_index: int, state: str = "cancelled") -> 
     )
 
 
+CANCELLED = Ended(summary=summary(0, 0), row=b"row")
+
+
 async def submit(ledger: Ledger, groups: int = 1, **changes: object) -> list[Ticket]:
     await ledger.open_run(spec(**changes), "key-1")
     return await ledger.accept(RUN, 0, groups, [group(index) for index in range(groups)])
@@ -81,20 +85,20 @@ async def test_a_rollout_travels_through_both_stages(ledger: Ledger) -> None:
     assert claim is not None
     assert claim.example == group(0).example
     assert [sample.fence.sample_index for sample in claim.samples] == [0, 1]
-    assert await ledger.state_of(RUN, 0, 0) is RolloutState.GENERATING
+    assert await state_of(ledger, RUN, 0, 0) is RolloutState.GENERATING
 
     receipt = await ledger.commit(claim.samples[0].fence, Generated(payload=b"trajectory"))
     assert receipt.accepted
     assert receipt.ticket == Ticket(stage=Stage.VERIFY, run_id=RUN, example_index=0, samples=(0,), attempt=1)
-    assert await ledger.state_of(RUN, 0, 0) is RolloutState.VERIFY_QUEUED
+    assert await state_of(ledger, RUN, 0, 0) is RolloutState.VERIFY_QUEUED
     verify = await ledger.claim(receipt.ticket, "cpu", 60)
     assert verify is not None
     assert verify.samples[0].payload == b"trajectory"
     assert (await ledger.commit(verify.samples[0].fence, ended(verify.samples[0].fence))).accepted
-    assert await ledger.state_of(RUN, 0, 0) is RolloutState.SUCCEEDED
+    assert await state_of(ledger, RUN, 0, 0) is RolloutState.SUCCEEDED
 
     assert (await ledger.commit(claim.samples[1].fence, ended(claim.samples[1].fence, "failed"))).accepted
-    assert await ledger.state_of(RUN, 0, 1) is None  # the group is gone with its last sample
+    assert await state_of(ledger, RUN, 0, 1) is None  # the group is gone with its last sample
     assert await counters(ledger) == (2, 1, 1, 0)
 
 
@@ -143,7 +147,7 @@ async def test_a_ticket_is_good_for_one_claim(ledger: Ledger) -> None:
 
 async def test_a_ticket_grants_what_is_left_of_it(ledger: Ledger) -> None:
     (ticket,) = await submit(ledger)
-    assert await ledger.cancel(RUN, 0, 0, b"row", summary(0, 0))
+    assert await ledger.end(RUN, CANCELLED)
     claim = await ledger.claim(ticket, "a", 60)
     assert claim is not None
     assert [sample.fence.sample_index for sample in claim.samples] == [1]
@@ -153,11 +157,11 @@ async def test_cancelled_stays_cancelled(ledger: Ledger) -> None:
     (ticket,) = await submit(ledger)
     claim = await ledger.claim(ticket, "a", 60)
     assert claim is not None
-    assert await ledger.cancel(RUN, 0, 0, b"row", summary(0, 0))
-    assert not await ledger.cancel(RUN, 0, 0, b"row", summary(0, 0))
+    assert await ledger.end(RUN, CANCELLED)
+    assert not await ledger.end(RUN, CANCELLED)
     assert not (await ledger.commit(claim.samples[0].fence, ended(claim.samples[0].fence))).accepted
     assert await counters(ledger) == (2, 0, 0, 1)
-    assert [(index, sample) for _, index, sample, _ in await ledger.open_rollouts(RUN, 10)] == [(0, 1)]
+    assert [(one.example_index, one.sample_index) for one in await ledger.open_rollouts(RUN, 10)] == [(0, 1)]
 
 
 async def test_g8_same_key_same_run(ledger: Ledger) -> None:
@@ -272,7 +276,7 @@ async def test_a_worker_owns_what_it_claimed(ledger: Ledger) -> None:
     assert await ledger.owned("b", None, 10) == []
     await ledger.drop_lease("a")
     assert len(await ledger.leases()) == 1  # it owns something
-    await ledger.cancel(RUN, 0, 0, b"row", summary(0, 0))
+    await ledger.end(RUN, CANCELLED)
     await ledger.commit(claim.samples[1].fence, ended(claim.samples[1].fence))
     assert await ledger.owned("a", None, 10) == []
     await ledger.drop_lease("a")

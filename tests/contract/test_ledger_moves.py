@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gym_queue.ledger.base import Generated, Retry
+from gym_queue.ledger.base import Ended, Generated, Retry
 from gym_queue.lifecycle import MOVES, RolloutState
 from gym_queue.records import Fence, Group, Stage, Ticket
+from gym_queue.testing import state_of
 from tests.contract.ledger_model import LATER, RUN, SPEC, example, fence_of, outcome_of, summary
 
 if TYPE_CHECKING:
@@ -57,16 +58,16 @@ class Rollout:
                 case "generated":
                     assert (await self.ledger.commit(fence, GENERATED)).accepted
                 case "cancel":
-                    assert await self.cancel()
+                    assert await self.end("cancelled")
                 case end:
                     assert (await self.ledger.commit(fence, self.ended(fence, end))).accepted
         assert await self.state() is state
 
     async def state(self) -> RolloutState | None:
-        return await self.ledger.state_of(RUN, self.index, 0)
+        return await state_of(self.ledger, RUN, self.index, 0)
 
-    async def cancel(self) -> bool:
-        return await self.ledger.cancel(RUN, self.index, 0, b"row", summary((self.index, 0), "cancelled"))
+    async def end(self, state: str) -> bool:
+        return await self.ledger.end(RUN, Ended(summary=summary((self.index, 0), state), row=b"row"))
 
     @staticmethod
     def ended(fence: Fence, state: Any) -> Outcome:
@@ -75,7 +76,9 @@ class Rollout:
     def deeds(self) -> list[Callable[[], Awaitable[object]]]:
         """Return everything that can be done to it, sensible or not."""
         ledger = self.ledger
-        deeds: list[Callable[[], Awaitable[object]]] = [self.cancel]
+        deeds: list[Callable[[], Awaitable[object]]] = [
+            partial(self.end, state) for state in ("failed", "cancelled")
+        ]
         deeds += [partial(ledger.claim, ticket, "bob", LATER) for ticket in self.tickets]
         for fence in self.fences:
             outcomes: list[Outcome] = [self.ended(fence, "succeeded"), self.ended(fence, "failed")]

@@ -11,10 +11,14 @@ from redis.backoff import NoBackoff
 
 from gym_queue import names
 from gym_queue.errors import LedgerError
-from gym_queue.ledger.base import Generated, Retry
+from gym_queue.ledger.base import Ended, Generated, Retry
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.records import Stage
 from tests.contract.test_ledger import RUN, claimed, ended, submit, summary
+
+
+def cancelled(index: int, sample: int) -> Ended:
+    return Ended(summary=summary(index, sample), row=b"row")
 
 
 async def test_an_unreachable_redis_is_a_ledger_error() -> None:
@@ -52,9 +56,9 @@ async def test_a_whole_run_leaves_no_key_but_leases(redis_url: str) -> None:
         (one,) = await claimed(ledger, verify.ticket)
         await ledger.commit(one, ended(one, "failed"))
         await ledger.commit(other, Retry(delay=3600))
-        await ledger.cancel(RUN, ticket.example_index, 1, b"row", summary(ticket.example_index, 1))
+        await ledger.end(RUN, cancelled(ticket.example_index, 1))
     for sample in (0, 1):
-        await ledger.cancel(RUN, 3, sample, b"row", summary(3, sample))
+        await ledger.end(RUN, cancelled(3, sample))
     events = await ledger.events(RUN, "", 10, 0)
     assert await ledger.acknowledge(RUN, events[-1].position) == 8
     left = {key.decode() for key in await ledger._client.keys("*")}
@@ -88,7 +92,7 @@ async def test_a_trajectory_goes_when_its_rollout_ends(redis_url: str) -> None:
         if end == "commit":
             await ledger.commit(one, ended(one))
         else:
-            await ledger.cancel(RUN, index, 0, b"row", summary(index, 0))
+            await ledger.end(RUN, cancelled(index, 0))
         assert not await ledger._client.hexists(names.group_key(RUN, index), "p:0")
     await ledger.close()
 
@@ -110,4 +114,44 @@ async def test_a_redis_that_forgot_the_scripts_gets_them_again(redis_url: str) -
     (ticket,) = await submit(ledger)
     await ledger._client.script_flush()
     assert await ledger.claim(ticket, "a", 60) is not None
+    await ledger.close()
+
+
+async def test_what_a_worker_never_reads_is_not_kept_for_ever(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    (ticket,) = await submit(ledger)
+    one, other = await claimed(ledger, ticket)
+    await ledger.commit(one, Retry(), revoke=True)
+    assert 0 < await ledger._client.ttl(names.revoked_key("a")) <= 3600
+    await ledger._client.delete(names.revoked_key("a"))
+    await ledger.end(RUN, ended(other))
+    assert 0 < await ledger._client.ttl(names.revoked_key("a")) <= 3600
+    await ledger.drop_lease("a")
+    assert await ledger.revoked("a", 10) == [other]
+    await ledger.close()
+
+
+async def test_who_looks_at_open_rollouts_is_not_sent_their_trajectories(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    (ticket,) = await submit(ledger)
+    for fence in await claimed(ledger, ticket):
+        await ledger.commit(fence, Generated(payload=b"x" * 1_000_000))
+    before = (await ledger._client.info("stats"))["total_net_output_bytes"]
+    assert len(await ledger.open_rollouts(RUN, 10)) == 2
+    assert await ledger.whereabouts(RUN, 0, 0)
+    after = (await ledger._client.info("stats"))["total_net_output_bytes"]
+    assert after - before < 100_000
+    await ledger.close()
+
+
+async def test_many_groups_are_read_in_few_round_trips(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    tickets = await submit(ledger, groups=300)
+    for ticket in tickets:
+        await claimed(ledger, ticket)
+    before = (await ledger._client.info("stats"))["total_reads_processed"]
+    assert len(await ledger.open_rollouts(RUN, 1000)) == 600
+    assert len(await ledger.owned("a", None, 1000)) == 600
+    after = (await ledger._client.info("stats"))["total_reads_processed"]
+    assert after - before < 60  # a pipeline may arrive in parts
     await ledger.close()

@@ -19,6 +19,7 @@ from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.lifecycle import RolloutState
 from gym_queue.pipeline import Pipeline
 from gym_queue.records import Example, Group, RunSpec, Stage, Ticket, Verdict
+from gym_queue.testing import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,13 +79,13 @@ async def test_one_rollout(tmp_path: Path) -> None:
     # then a ticket goes to the broker. It is a claim check: which samples of which example, which attempt.
     (ticket,) = await ledger.accept("run", 0, 1, [GROUP])
     assert ticket == Ticket(stage=Stage.GENERATE, run_id="run", example_index=0, samples=(0,), attempt=1)
-    assert await ledger.state_of("run", 0, 0) is RolloutState.QUEUED
+    assert await state_of(ledger, "run", 0, 0) is RolloutState.QUEUED
 
     # A worker takes the ticket. Its pipeline claims the sample, lets the model act in the environment, and
     # commits the trajectory.
     gpu = make_worker("gpu", ledger, broker)
     await gpu.generate(ticket)
-    assert await ledger.state_of("run", 0, 0) is RolloutState.VERIFY_QUEUED
+    assert await state_of(ledger, "run", 0, 0) is RolloutState.VERIFY_QUEUED
 
     # The same ticket again does nothing: there is nothing left to claim. So a message may be delivered twice.
     await gpu.generate(ticket)

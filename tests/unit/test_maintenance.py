@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gym_queue.ledger.base import Retry
+from gym_queue.ledger.base import Ended, Retry
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.lifecycle import RolloutState
 from gym_queue.maintenance.audit import audit
 from gym_queue.maintenance.reap import reap
 from gym_queue.records import Limits, RunState, Stage
+from gym_queue.testing import state_of
 from tests.contract.ledger_model import summary
 from tests.unit.road import RUN, Road, World, group
 
@@ -107,7 +108,7 @@ async def test_g2_who_comes_back_from_the_dead_changes_nothing() -> None:
     fleet.clock.pass_(TIMEOUT + 1)
     await fleet.reap()
     assert not (await fleet.ledger.commit(claim.samples[0].fence, Retry())).accepted
-    assert await fleet.ledger.state_of(RUN, 0, 0) is RolloutState.QUEUED
+    assert await state_of(fleet.ledger, RUN, 0, 0) is RolloutState.QUEUED
 
 
 async def test_who_was_given_up_and_claims_before_its_next_heartbeat_is_watched_again() -> None:
@@ -181,7 +182,7 @@ async def test_claims_on_what_was_cancelled_do_not_keep_a_lease() -> None:
     fleet = Fleet()
     (ticket,) = await fleet.submit(group(0, [0]))
     claim = await fleet.claim(ticket, "dead")
-    assert await fleet.ledger.cancel(RUN, 0, 0, b"{}", summary((0, 0), "cancelled"))
+    assert await fleet.ledger.end(RUN, Ended(summary=summary((0, 0), "cancelled"), row=b"{}"))
     fleet.clock.pass_(TIMEOUT + 1)
     assert await fleet.reap() == 0
     assert await fleet.workers() == set()

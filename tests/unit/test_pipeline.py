@@ -22,6 +22,7 @@ from gym_queue.errors import (
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.lifecycle import RolloutState
 from gym_queue.records import FailedRow, Limits, Stage, SucceededRow, Verdict
+from gym_queue.testing import state_of
 from tests.unit.road import RUN, Engine, Gate, RecordingPublisher, Road, World, failing_engine, group, raising
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def test_a_queued_verdict_takes_a_ticket_of_its_own() -> None:
     assert await road.events() == []
     (verify,) = road.publisher.take()
     assert (verify.stage, verify.samples, verify.attempt) == (Stage.VERIFY, (1,), 1)
-    assert await road.ledger.state_of(RUN, 0, 1) is RolloutState.VERIFY_QUEUED
+    assert await state_of(road.ledger, RUN, 0, 1) is RolloutState.VERIFY_QUEUED
     await road.pipeline.verify(verify)
     (row,) = await road.rows()
     assert (row["state"], row["reward"], row["sample_index"]) == ("succeeded", 1.0, 1)
@@ -70,7 +71,7 @@ async def test_the_verify_ticket_is_published_after_the_commit() -> None:
     class Publisher(RecordingPublisher):
         async def publish(self, tickets: Sequence[Ticket]) -> None:
             await super().publish(tickets)
-            states.append(await road.ledger.state_of(RUN, 0, 0))
+            states.append(await state_of(road.ledger, RUN, 0, 0))
 
     states: list[RolloutState | None] = []
     road = Road(World(inline=False), publisher=Publisher())

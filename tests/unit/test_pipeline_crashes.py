@@ -66,7 +66,7 @@ class LossyLedger(MemoryLedger):
             raise LedgerError
         return claim
 
-    async def commit(self, fence: Fence, outcome: Outcome) -> Receipt:
+    async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
         if self.refusals:
             self.refusals -= 1
             raise LedgerError

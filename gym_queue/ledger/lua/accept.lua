@@ -22,7 +22,7 @@ for g = 4, #KEYS do
   local samples = 0
   for sample in string.gmatch(ARGV[a + 1], '%d+') do
     fields[#fields + 1] = 's:' .. sample
-    fields[#fields + 1] = 'queued|1|0|' .. now .. '||'
+    fields[#fields + 1] = 'queued|1|0|' .. now .. '|||'
     samples = samples + 1
   end
   fields[#fields + 1] = 'open'

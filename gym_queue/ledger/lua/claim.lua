@@ -4,8 +4,8 @@
 -- KEYS[3] sorted set   waiting:<stage>       tickets by the time they were queued
 -- KEYS[4] sorted set   claims:<worker>       attempts the worker owns, by deadline
 -- KEYS[5] sorted set   leases                workers by last heartbeat
--- ARGV waiting state, running state, attempt, worker, nonce of this call, lease in seconds, ticket, then two a sample:
---      sample index, claim
+-- ARGV waiting state, running state, attempt, worker, nonce of this call, lease in seconds, ticket, losses, then two a
+--      sample: sample index, claim
 -- Returns nil if nothing is granted, else {now, example, accepted at, {sample, queued at, failures, payload or ''}, ...}.
 -- An owner without a lease gets one, for the sweep looks for claims under leases: it may have been given up for dead.
 -- A ticket of a paused run goes to the end of the line, so that the audit gets to see those of other runs.
@@ -14,34 +14,36 @@ local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local state = redis.call('HGET', KEYS[1], 'state')
 if state == 'paused' and ARGV[1] == 'queued' then
+  redis.call('ZREM', KEYS[3], '') -- a write that needs no memory: a Redis that is full lets what follows pass
   redis.call('ZADD', KEYS[3], 'XX', now, ARGV[7])
   return nil
 end
-redis.call('ZREM', KEYS[3], ARGV[7])
-if state ~= 'open' and state ~= 'paused' then
-  return nil
-end
+redis.call('ZREM', KEYS[3], ARGV[7]) -- the same, first
 local deadline = tonumber(now) + tonumber(ARGV[6])
 local granted = {}
 local started = 0
-for a = 8, #ARGV, 2 do
+local last = (state == 'open' or state == 'paused') and #ARGV or 0
+for a = 9, last, 2 do
   local field = 's:' .. ARGV[a]
   local record = redis.call('HGET', KEYS[2], field)
-  if record then
-    local at, attempt, failures, since, worker, nonce = string.match(record, '^(.-)|(.-)|(.-)|(.-)|(.-)|(.*)$')
-    local mine = at == ARGV[2] and worker == ARGV[4] and nonce == ARGV[5]
-    if attempt == ARGV[3] and (at == ARGV[1] or mine) then
-      local payload = redis.call('HGET', KEYS[2], 'p:' .. ARGV[a])
-      redis.call('HSET', KEYS[2], field, table.concat({ ARGV[2], attempt, failures, since, ARGV[4], ARGV[5] }, '|'))
-      redis.call('ZADD', KEYS[4], deadline, ARGV[a + 1])
-      if at == 'queued' then
-        started = started + 1
-      end
-      granted[#granted + 1] = { ARGV[a], since, failures, payload or '' }
+  local at, attempt, failures, since, worker, nonce =
+    string.match(record or '', '^(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|')
+  local mine = at == ARGV[2] and worker == ARGV[4] and nonce == ARGV[5]
+  if attempt == ARGV[3] and (at == ARGV[1] or mine) then
+    local payload = redis.call('HGET', KEYS[2], 'p:' .. ARGV[a])
+    local owned = { ARGV[2], attempt, failures, since, ARGV[4], ARGV[5], ARGV[8] }
+    redis.call('HSET', KEYS[2], field, table.concat(owned, '|'))
+    redis.call('ZADD', KEYS[4], deadline, ARGV[a + 1])
+    if at == 'queued' then
+      started = started + 1
     end
+    granted[#granted + 1] = { ARGV[a], since, failures, payload or '' }
   end
 end
 if #granted == 0 then
+  if state then
+    redis.call('HINCRBY', KEYS[1], 'dropped', 1)
+  end
   return nil
 end
 if started > 0 then
