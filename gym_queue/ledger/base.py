@@ -100,6 +100,7 @@ class Claim(Record):
 
 class OwnedAttempt(Record):
     """An attempt that a worker owns, as the sweep sees it: enough to retry it or to write its last words.
+    Of ``example``, ``row`` may be missing.
 
     ``seen_at`` is when the ledger was asked.
     """
@@ -114,7 +115,8 @@ class OwnedAttempt(Record):
 
 class OpenRollout(Record):
     """A rollout that has not ended, as the ledger's owner sees it from outside. ``since`` is when its state
-    began (or, for a delayed retry, when it will be due), ``seen_at`` when the ledger was asked.
+    began (or, for a delayed retry, when it will be due), ``seen_at`` when the ledger was asked. Of
+    ``example``, ``row`` may be missing.
     """
 
     example: Example

@@ -16,6 +16,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from gym_queue.errors import GymQueueError, LedgerError, PayloadLostError, PayloadsNotSharedError
 from gym_queue.ledger.base import Ended, Generated
@@ -26,7 +27,9 @@ from gym_queue.ledger.references import (
     Reference,
     decode,
     lost,
+    name_if_cut,
     name_in,
+    outline,
     small_fields,
     stand_in,
     whole_example,
@@ -58,6 +61,9 @@ _PATIENCE = 30.0
 """Seconds that a claim waits for payloads that cannot be read for now; its lease has that margin."""
 
 _LONGEST_PAUSE = 5.0
+
+_SHARE = 16
+"""Part of the threshold up to which the fields of an example that rows show stay in the ledger."""
 
 _MAY_HEAL = LedgerError, PayloadsNotSharedError
 """A folder that is not shared may be one that is not mounted yet."""
@@ -109,8 +115,7 @@ class ByReference:
         self._threshold = threshold
         self._patience = patience
         self._unarchived: dict[str, _Unarchived] = {}
-        self._trajectories: dict[Fence, str] = {}
-        self._owned: dict[Fence, str] = {}
+        self._trajectories: WeakKeyDictionary[Fence, str] = WeakKeyDictionary()  # while someone holds them
         self._warned = False
         self.run = inner.run
         self.runs = inner.runs
@@ -170,9 +175,7 @@ class ByReference:
 
     async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
         """See ``Ledger.commit``."""
-        trajectory = ""
-        if self._trajectories or self._owned:
-            trajectory = self._trajectories.get(fence) or self._owned.get(fence, "")
+        trajectory = self._trajectories.get(fence, "") if self._trajectories else ""
         if isinstance(outcome, Generated) and self._is_large(outcome.payload):
             place = f"{fence.example_index}.{fence.sample_index}"
             names = await self._keep(fence.run_id, [("trajectory", place, outcome.payload)])
@@ -180,10 +183,7 @@ class ByReference:
                 outcome = Generated(payload=Reference(name=names[0]).encode())
         elif isinstance(outcome, Ended):
             outcome = await self._shorten_row(fence.run_id, outcome, trajectory)
-        receipt = await self._inner.commit(fence, outcome, revoke=revoke)
-        if trajectory:
-            self._trajectories.pop(fence, None)
-        return receipt
+        return await self._inner.commit(fence, outcome, revoke=revoke)
 
     async def end(self, run_id: str, ended: Ended, *, waiting_attempt: int | None = None) -> bool:
         """See ``Ledger.end``."""
@@ -193,9 +193,11 @@ class ByReference:
     async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``. An example that cannot be read shows its id and environment only."""
         rollouts = await self._inner.open_rollouts(run_id, limit)
-        found = await self._get(run_id, [name_in(rollout.example) for rollout in rollouts])
+        found = await self._get(run_id, [name_if_cut(rollout.example) for rollout in rollouts])
         return [
-            rollout.model_copy(update={"example": _example(rollout.example, found)}) if found else rollout
+            rollout.model_copy(update={"example": _outline(rollout.example, found)})
+            if name_in(rollout.example)
+            else rollout
             for rollout in rollouts
         ]
 
@@ -204,15 +206,17 @@ class ByReference:
         is ``None``.
         """
         attempts = await self._inner.owned(worker, overdue_by, limit)
-        references = {attempt.fence: decode(attempt.payload) for attempt in attempts}
-        self._owned = {fence: reference.name for fence, reference in references.items() if reference}
+        wanted: dict[str, list[str]] = {}
+        for attempt in attempts:
+            names = wanted.setdefault(attempt.fence.run_id, [])
+            names.append(name_if_cut(attempt.example))
+            if reference := decode(attempt.payload):
+                self._trajectories[attempt.fence] = reference.name
+                names.append(reference.name)
         found: dict[str, Found] = {}
-        for run_id in {attempt.fence.run_id for attempt in attempts}:
-            mine = [attempt for attempt in attempts if attempt.fence.run_id == run_id]
-            names = [name_in(attempt.example) for attempt in mine]
-            names += [self._owned[attempt.fence] for attempt in mine if attempt.fence in self._owned]
+        for run_id, names in wanted.items():
             found |= await self._get(run_id, names)
-        return [self._whole_attempt(attempt, found) for attempt in attempts] if found else attempts
+        return [_whole_attempt(attempt, found) for attempt in attempts]
 
     async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
         """See ``Ledger.events``. Fewer than there are, where they are large. A row that is lost is one of a
@@ -222,7 +226,7 @@ class ByReference:
             PayloadsNotSharedError: the rows are where this process cannot read them.
         """
         events = await self._inner.events(run_id, after, limit, wait)
-        unarchived = self._unarchived.setdefault(run_id, _Unarchived())
+        unarchived = self._unarchived.get(run_id, _Unarchived())
         references: list[Reference | None] = []
         size = 0
         for event in events:
@@ -235,9 +239,10 @@ class ByReference:
             index = event.summary.example_index
             if names or index in unarchived.examples:
                 unarchived.rows[_position(event.position)] = index, [name for name in names if name]
+                self._unarchived[run_id] = unarchived
         found = await self._get(run_id, [reference.name for reference in references if reference])
         return [
-            self._whole_event(run_id, event, reference, found)
+            _whole_event(run_id, event, reference, found)
             for event, reference in zip(events, references, strict=False)
         ]
 
@@ -282,7 +287,9 @@ class ByReference:
             index = group.example_index
             if index in by_index:
                 examples.setdefault(index, (by_index[index], len(group.samples)))
-                short[index] = {"example": stand_in(group.example, by_index[index])}
+                short[index] = {
+                    "example": stand_in(group.example, by_index[index], self._threshold // _SHARE)
+                }
         return [group.model_copy(update=short.get(group.example_index)) for group in groups]
 
     def _large_examples(self, groups: Sequence[Group]) -> list[tuple[str, str, bytes]]:
@@ -323,47 +330,45 @@ class ByReference:
         pause, give_up = 0.1, time.monotonic() + patience
         while wanted:
             found |= await asyncio.to_thread(self._payloads.get, run_id, wanted)
-            wanted = [
-                name for name in wanted if isinstance(found[name], LedgerError | PayloadsNotSharedError)
-            ]
+            wanted = [name for name in wanted if isinstance(found[name], _MAY_HEAL)]
             if time.monotonic() + pause > give_up:
                 break
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         return found
 
-    def _whole_attempt(self, attempt: OwnedAttempt, found: Mapping[str, Found]) -> OwnedAttempt:
-        payload = found[self._owned[attempt.fence]] if attempt.fence in self._owned else attempt.payload
-        if isinstance(payload, GymQueueError):
-            _log.warning("its trajectory cannot be read: %s", payload)
-            payload = None
-        return attempt.model_copy(update={"example": _example(attempt.example, found), "payload": payload})
 
-    @staticmethod
-    def _whole_event(
-        run_id: str, event: Event, reference: Reference | None, found: Mapping[str, Found]
-    ) -> Event:
-        if reference is None:
-            return event
-        row = found[reference.name]
-        if isinstance(row, PayloadLostError):
-            _log.error("rollout %s.%s: %s", event.summary.example_index, event.summary.sample_index, row)
-            return lost(event, reference, run_id, row)
-        if isinstance(row, GymQueueError):
-            raise row
-        return event.model_copy(update={"row": row})
-
-
-def _example(example: Example, found: Mapping[str, Found]) -> Example:
-    whole, trouble = whole_example(example, found)
+def _outline(example: Example, found: Mapping[str, Found]) -> Example:
+    shown, trouble = outline(example, found)
     if trouble:
         _log.warning("example %s: %s", example.id, trouble)
-    return whole
+    return shown
+
+
+def _whole_attempt(attempt: OwnedAttempt, found: Mapping[str, Found]) -> OwnedAttempt:
+    reference = decode(attempt.payload)
+    payload = found[reference.name] if reference else attempt.payload
+    if isinstance(payload, GymQueueError):
+        _log.warning("a trajectory cannot be read: %s", payload)
+        payload = None
+    return attempt.model_copy(update={"example": _outline(attempt.example, found), "payload": payload})
 
 
 def _position(position: str) -> _Position:
     """Return what positions are ordered by."""
     return tuple(map(int, position.split("-")))
+
+
+def _whole_event(run_id: str, event: Event, reference: Reference | None, found: Mapping[str, Found]) -> Event:
+    if reference is None:
+        return event
+    row = found[reference.name]
+    if isinstance(row, PayloadLostError):
+        _log.error("rollout %s.%s: %s", event.summary.example_index, event.summary.sample_index, row)
+        return lost(event, reference, run_id, row)
+    if isinstance(row, GymQueueError):
+        raise row
+    return event.model_copy(update={"row": row})
 
 
 def _whole_sample(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from gym_queue.errors import GymQueueError
 from gym_queue.ledger.base import Event
@@ -22,6 +22,8 @@ MARK = b"\0payload:"
 
 KEY = "\0payload"
 """The key of the row that stands for an example."""
+
+_CUT = "cut"
 
 _LARGE = {"messages", "trajectory"}
 _OF_A_FAILURE = {"failure_class", "stage", "error"}
@@ -61,14 +63,31 @@ def small_fields(row: bytes) -> dict[str, Any]:
     return {name: fields[name] for name in _SMALL & fields.keys()} if isinstance(fields, dict) else {}
 
 
-def stand_in(example: Example, name: str) -> Example:
-    """Return what the ledger keeps of an example."""
-    return Example(id=example.id, environment=example.environment, row={KEY: name})
+def stand_in(example: Example, name: str, room: int) -> Example:
+    """Return what the ledger keeps of an example: all that its rollouts' rows show, if that fits into
+    ``room`` bytes.
+    """
+    fits = len(to_json(example.extra)) <= room
+    row = {KEY: name} if fits else {KEY: name, _CUT: True}
+    extra = example.extra if fits else {}
+    return Example(id=example.id, environment=example.environment, row=row, extra=extra)
 
 
 def name_in(example: Example) -> str:
     """Return the name of the payload that an example stands for, or nothing."""
     return str(example.row.get(KEY, ""))
+
+
+def name_if_cut(example: Example) -> str:
+    """Return the name of the payload without which an example's rows cannot be written, or nothing."""
+    return name_in(example) if _CUT in example.row else ""
+
+
+def outline(example: Example, found: Mapping[str, Found]) -> tuple[Example, str]:
+    """Return all of an example that its rows show, and nothing; or what is left of it, and why."""
+    if name_if_cut(example):
+        return whole_example(example, found)
+    return (example.model_copy(update={"row": {}}) if name_in(example) else example), ""
 
 
 def whole_example(example: Example, found: Mapping[str, Found]) -> tuple[Example, str]:
