@@ -331,7 +331,7 @@ class ByReference:
         while wanted:
             found |= await asyncio.to_thread(self._payloads.get, run_id, wanted)
             wanted = [name for name in wanted if isinstance(found[name], _MAY_HEAL)]
-            if time.monotonic() + pause > give_up:
+            if not wanted or time.monotonic() + pause > give_up:
                 break
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
