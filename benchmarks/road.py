@@ -11,6 +11,7 @@ import json
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from gym_queue.coordinator.archive import Archive
 from gym_queue.coordinator.metrics import Metrics
 from gym_queue.coordinator.run import Coordinator
 from gym_queue.coordinator.source import JsonlSource
+from gym_queue.maintenance.cancel import cancel_run
 from gym_queue.records import RunSpec
 from gym_queue.settings import Settings
 
@@ -58,17 +60,18 @@ class Road:
         source = JsonlSource(
             rows, default_environment="rows", environments=assembly.make_environment, limit=None
         )
-        metrics = Metrics(self._samples)
+        metrics, run_id = Metrics(self._samples), f"{name}-{time.time_ns()}"
         with Archive(self._folder / f"{name}.jsonl", self._samples).open() as archive:
             coordinator = Coordinator(
                 ledger=self._ledger,
                 publisher=self._broker,
-                spec=RunSpec(run_id=f"{name}-{time.time_ns()}", model="stub:", samples=self._samples),
+                spec=RunSpec(run_id=run_id, model="stub:", samples=self._samples),
                 source=source,
                 archive=archive,
                 metrics=metrics,
                 window=self._settings.window,
                 on_progress=lambda _: None,
+                cancel=partial(cancel_run, self._ledger, run_id, "the run was cancelled"),
             )
             started = time.perf_counter()
             result = await coordinator.run()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gym_queue.errors import EngineSetupError, unknown_name
+from gym_queue.redis_address import without_password
 
 if TYPE_CHECKING:
     from gym_queue.celery_app import CeleryBroker
@@ -34,14 +35,15 @@ ENVIRONMENTS = {
 }
 
 
-def make_ledger(settings: Settings) -> Ledger:
-    """Return the ledger that the settings name. Raises ``UsageError`` for a ``payload_url`` that cannot be
-    used.
+def make_ledger(settings: Settings, *, patient: bool = True) -> Ledger:
+    """Return the ledger that the settings name. One that is not ``patient`` gives up soon where Redis is
+    away. Raises ``UsageError`` for a ``payload_url`` that cannot be used.
     """
     from gym_queue.ledger.by_reference import ByReference  # noqa: PLC0415
     from gym_queue.ledger.redis import RedisLedger  # noqa: PLC0415
 
-    return ByReference(RedisLedger(settings.redis_url), make_payloads(settings), settings.payload_threshold)
+    inner = RedisLedger(settings.redis_url, patient=patient)
+    return ByReference(inner, make_payloads(settings), settings.payload_threshold)
 
 
 def make_payloads(settings: Settings) -> Payloads | None:
@@ -54,12 +56,9 @@ def make_payloads(settings: Settings) -> Payloads | None:
 
 
 def _owner(redis_url: str) -> str:
-    """Name a Redis the same from all machines that use it, and another one otherwise. No secrets."""
-    parts = urlsplit(redis_url)
-    host = parts.hostname
-    if host in {None, "localhost", "127.0.0.1", "::1"}:
-        host = platform.node()
-    return f"{host}:{parts.port or ''}{parts.path}"
+    """Name a Redis; one of this machine otherwise than that of another."""
+    local = urlsplit(redis_url).hostname in {None, "localhost", "127.0.0.1", "::1"}
+    return f"{without_password(redis_url)} {platform.node() if local else ''}"
 
 
 def make_broker(settings: Settings) -> CeleryBroker:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gym_queue.errors import StorageError
+from gym_queue.errors import DiskFullError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from typing import BinaryIO
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def refusal(sentence: str, error: OSError) -> StorageError:
+    """Return the error for a file that cannot be written: ``DiskFullError`` where waiting for room helps."""
+    return DiskFullError(sentence) if error.errno in _FULL else StorageError(sentence)
 
 
 @contextmanager
@@ -22,7 +31,7 @@ def storage_errors(sentence: str) -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         msg = f"{sentence}: {error.strerror or error}{where}"
-        raise StorageError(msg) from error
+        raise refusal(msg, error) from error
 
 
 def sync_directory(directory: Path) -> None:

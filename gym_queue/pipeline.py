@@ -2,58 +2,46 @@
 HTTP.
 
 A worker's task hands a ticket to ``Pipeline.generate`` or ``Pipeline.verify`` and is done when that returns.
-What happened to a rollout is a value (an ``Outcome``); the one place that acts on it is ``_commit``.
+What happened to a rollout is a value (an ``Outcome``, made in ``stages``); the one place that acts on it is
+``_commit``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import random
-import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from pydantic_core import PydanticSerializationError
-
-from gym_queue import endings
-from gym_queue.agents.loop import act
-from gym_queue.endings import Draft, Place
-from gym_queue.errors import (
-    EnvironmentFailedError,
-    GymQueueError,
-    LedgerError,
-    ModelError,
-    PayloadLostError,
-    StageTimeoutError,
-    VerifierError,
-)
-from gym_queue.ledger.base import Generated, Outcome, Retry, fence_of
-from gym_queue.lifecycle import retry_delay
-from gym_queue.records import Failure, Fence, Stage, Timings, Verdict, rollout_id
+from gym_queue.errors import BrokerError, LedgerError
+from gym_queue.ledger.base import Retry, fence_of
+from gym_queue.quarantine import Quarantine
+from gym_queue.records import Limits, Stage
+from gym_queue.stages import Stages, longest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
-    from gym_queue.ledger.base import Claim, ClaimedSample, Ledger
-    from gym_queue.records import RunSpec, RunStatus, Ticket
-
-    _Stage = Callable[[Place, Claim, ClaimedSample, float], Awaitable[Outcome]]
+    from gym_queue.errors import GymQueueError
+    from gym_queue.ledger.base import Claim, ClaimedSample, Ledger, Outcome
+    from gym_queue.records import Fence, RunSpec, RunStatus, Ticket
 
 _log = logging.getLogger(__name__)
-
-LEASE_MARGIN = 60.0
-"""Seconds that a claim outlives its stage's deadline: the worker itself ends the stage first, the sweep is
-the backstop.
-"""
+_Answer = TypeVar("_Answer")
 
 _LONGEST_PAUSE = 5.0
 
 _PATIENCE_AT_THE_END = 5.0
-"""Seconds that a worker which shuts down waits for a ledger that is away; then the sweep does it."""
+"""Seconds that a worker which shuts down waits for a ledger that is away, and for environments to close;
+then the sweep does it.
+"""
+
+_PATIENCE_BEFORE = Limits().store_timeout
+"""Seconds that a ledger is waited for before the run's own limits are known."""
 
 
 class Publisher(Protocol):
@@ -64,8 +52,31 @@ class Publisher(Protocol):
         ...
 
 
+class Attempt(NamedTuple):
+    """Names one attempt, whoever owns it."""
+
+    stage: Stage
+    run_id: str
+    example_index: int
+    sample_index: int
+    attempt: int
+
+
+def attempts_of(ticket: Ticket) -> list[Attempt]:
+    """Return the attempts that a ticket is good for, one a sample."""
+    return [
+        Attempt(ticket.stage, ticket.run_id, ticket.example_index, sample, ticket.attempt)
+        for sample in ticket.samples
+    ]
+
+
+def attempt_of(fence: Fence) -> Attempt:
+    """Return the attempt that a fence names."""
+    return Attempt(fence.stage, fence.run_id, fence.example_index, fence.sample_index, fence.attempt)
+
+
 class Pipeline:
-    """What a worker does with a ticket. One object a process; many tickets at once.
+    """What a worker does with a ticket. One object a process; many tickets at once, on one event loop.
 
     Args:
         ledger: where rollouts stand.
@@ -73,6 +84,8 @@ class Pipeline:
         engine: gives the engine of a model; the same object each time.
         environment: gives the environment of a name; the same object each time.
         worker: this worker's name, the owner of its claims.
+        slots: how many rollouts this process holds at once; ``None``: one ticket at a time.
+        watch: see ``Stages``.
     """
 
     def __init__(
@@ -82,42 +95,75 @@ class Pipeline:
         engine: Callable[[str], Awaitable[Engine]],
         environment: Callable[[str], Environment],
         worker: str,
+        slots: int | None = None,
+        watch: Callable[[float | None], object] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
-        self._engine = engine
-        self._environment = environment
+        self._stages = Stages(engine, environment, watch)
         self._worker = worker
+        self._quarantine = Quarantine(slots)
         self._specs: dict[str, asyncio.Future[RunStatus | None]] = {}
+        self._held: set[Attempt] = set()
+        self._running: dict[Attempt, asyncio.Task[None] | None] = {}
+        self._trouble: set[type[GymQueueError]] = set()
 
     async def generate(self, ticket: Ticket) -> None:
         """Generate the ticket's samples, side by side, and commit each as it ends."""
-        await self._serve(ticket, self._generate)
+        await self._serve(ticket)
 
     async def verify(self, ticket: Ticket) -> None:
         """Verify what was generated before, and commit the verdicts."""
-        await self._serve(ticket, self._verify)
+        await self._serve(ticket)
 
-    async def _serve(self, ticket: Ticket, stage: _Stage) -> None:
+    def running(self) -> frozenset[Attempt]:
+        """Return the attempts that are worked on: from before their claim until after their commit."""
+        return frozenset(self._running)
+
+    def drop(self, fences: Iterable[Fence]) -> int:
+        """Stop working on these attempts: they were taken away, or ended by somebody else.
+
+        Nothing is committed or handed back, and other samples of their tickets go on. To be called on the
+        pipeline's event loop. Returns how many were stopped.
+        """
+        tasks = [self._running.get(attempt_of(fence)) for fence in fences]
+        dropped = sum(task is not None and task.cancel() for task in tasks)
+        if dropped:
+            _log.info("dropped %d rollouts: no longer ours", dropped)
+        return dropped
+
+    async def _serve(self, ticket: Ticket) -> None:
+        attempts = attempts_of(ticket)
+        if not self._held.isdisjoint(attempts):  # the audit cannot see that it waits here, or runs already
+            return
+        self._held.update(attempts)
+        try:
+            await self._admit(ticket, attempts)
+        except LedgerError as error:  # it says once that it is away; the audit publishes the ticket again
+            _log.debug("ticket %s is left to the audit: %s", ticket, error)
+        finally:
+            self._held.difference_update(attempts)
+
+    async def _admit(self, ticket: Ticket, attempts: Collection[Attempt]) -> None:
         spec = await self._spec(ticket.run_id)
         if spec is None:  # the run is forgotten: so may its ticket be
             await self._ledger.claim(ticket, self._worker, 0.0)
             return
-        claim = await self._claim(ticket, self._lease(spec, ticket.stage))
-        if claim is None:
-            return
-        rollouts = [self._attempt(spec, claim, sample, stage) for sample in claim.samples]
-        if len(rollouts) == 1:
-            await rollouts[0]
-            return
-        for error in await asyncio.gather(*rollouts, return_exceptions=True):
-            if error is not None:  # only now, when none of the others is left to run on unseen
-                raise error
+        async with self._quarantine.admit(ticket.losses, spec.limits):
+            self._running.update(dict.fromkeys(attempts))
+            try:
+                claim = await self._claim(ticket, spec.limits)
+                if claim is not None:
+                    await self._work(spec, claim)
+            finally:
+                for attempt in attempts:
+                    self._running.pop(attempt, None)
 
     async def _spec(self, run_id: str) -> RunSpec | None:
         """Return a run's spec, which never changes: asked for once, however many want it."""
         if run_id not in self._specs:
-            self._specs[run_id] = asyncio.ensure_future(self._ledger.run(run_id))
+            ask = _patiently(lambda: self._ledger.run(run_id), _PATIENCE_BEFORE)
+            self._specs[run_id] = asyncio.ensure_future(ask)
         try:
             status = await asyncio.shield(self._specs[run_id])
         except Exception:
@@ -128,216 +174,121 @@ class Pipeline:
             return None
         return status.spec
 
-    @staticmethod
-    def _lease(spec: RunSpec, stage: Stage) -> float:
-        limits = spec.limits
-        return (limits.generate_timeout if stage is Stage.GENERATE else limits.verify_timeout) + LEASE_MARGIN
-
-    async def _claim(self, ticket: Ticket, lease: float) -> Claim | None:
+    async def _claim(self, ticket: Ticket, limits: Limits) -> Claim | None:
         """Claim a ticket. Where no answer comes, it may be ours all the same: then it is handed back.
 
         Otherwise nobody would work on it until its deadline, and it would pass for a rollout that overran.
         """
+        fences = [fence_of(ticket, sample, self._worker) for sample in ticket.samples]
         try:
-            return await self._ledger.claim(ticket, self._worker, lease)
-        except LedgerError:
-            await self._hand_back(ticket, lease)
-            raise
+            async with _answer_within(limits.store_timeout):
+                return await self._ledger.claim(ticket, self._worker, longest(ticket.stage, limits))
+        except LedgerError as error:
+            await self._hand_back(fences, f"the answer to a claim was lost: {error}", limits.store_timeout)
+            return None
         except asyncio.CancelledError:
-            await asyncio.shield(self._hand_back(ticket, _PATIENCE_AT_THE_END))
+            await asyncio.shield(self._hand_back(fences, self._farewell, _PATIENCE_AT_THE_END))
             raise
 
-    async def _hand_back(self, ticket: Ticket, patience: float) -> None:
-        for sample in ticket.samples:
-            fence = fence_of(ticket, sample, self._worker)
-            await self._commit(fence, Retry(counted=False), patience)
+    @property
+    def _farewell(self) -> str:
+        return f"worker {self._worker} stopped and handed it back"
 
-    async def _attempt(self, spec: RunSpec, claim: Claim, sample: ClaimedSample, stage: _Stage) -> None:
-        fence = sample.fence
-        place = Place.model_construct(
-            spec=spec,
-            example=claim.example,
-            example_index=fence.example_index,
-            sample_index=fence.sample_index,
-        )
+    async def _work(self, spec: RunSpec, claim: Claim) -> None:
+        """Work on all samples of a claim, and hand back what has not ended when this worker shuts down."""
+        tasks: dict[asyncio.Task[None], Fence] = {}
+        for sample in claim.samples:
+            task = asyncio.create_task(self._attempt(spec, claim, sample))
+            tasks[task] = sample.fence
+            attempt = attempt_of(sample.fence)
+            self._running[attempt] = task
+            task.add_done_callback(partial(self._forget, attempt))
         try:
-            outcome = await self._outcome(place, claim, sample, stage)
-            await self._commit(fence, outcome, self._lease(spec, fence.stage))
-        except asyncio.CancelledError:  # this worker shuts down: nobody failed, so hand the work back
-            await asyncio.shield(self._commit(fence, Retry(counted=False), _PATIENCE_AT_THE_END))
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._abandon(tasks))
             raise
+        for task in tasks:
+            if not task.cancelled():  # else it was dropped
+                task.result()  # only now, when none of the others is left to run on unseen
 
-    async def _outcome(self, place: Place, claim: Claim, sample: ClaimedSample, stage: _Stage) -> Outcome:
-        """Return what became of an attempt. Whatever was raised on the way has a class and becomes data."""
-        started = time.monotonic()
-        try:
-            _check_readable(sample)
-            return await stage(place, claim, sample, started)
-        except Exception as error:  # noqa: BLE001 - an environment or an engine may raise anything
-            waited = {"queued": _waited(claim, sample)} if sample.fence.stage is Stage.GENERATE else {}
-            timings = self._timings(claim, sample, started, **waited)
-            return self._failed(place, sample, _understood(error), timings)
+    def _forget(self, attempt: Attempt, _: asyncio.Task[None]) -> None:
+        self._running.pop(attempt, None)
 
-    async def _generate(self, place: Place, claim: Claim, sample: ClaimedSample, started: float) -> Outcome:
-        spec, example = place.spec, place.example
-        async with _deadline(spec.limits.generate_timeout, "generating"):
-            engine = await self._engine(spec.model)
-            environment = self._environment(example.environment)
-            inline = _is_inline(environment, place)
-            ordinal = place.example_index * spec.samples + place.sample_index
-            trajectory = await act(example, environment, engine, spec, ordinal=ordinal)
-        draft = Draft(
-            attempt=sample.fence.attempt,
-            trajectory=trajectory,
-            queued=_waited(claim, sample),
-            generate=time.monotonic() - started,
-        )
-        if inline:
-            return await self._judge(place, claim, sample, draft, started)
-        return Generated(payload=draft.model_dump_json().encode())
+    async def _abandon(self, tasks: dict[asyncio.Task[None], Fence]) -> None:
+        """Stop, hand back, and let environments close: nobody failed. One that never began is among them."""
+        left = [fence for task, fence in tasks.items() if not task.done()]
+        for task in tasks:
+            task.cancel()
+        handed_back = self._hand_back(left, self._farewell, _PATIENCE_AT_THE_END)
+        await asyncio.gather(handed_back, asyncio.wait(tasks, timeout=_PATIENCE_AT_THE_END))
+        for task in tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()):
+                _log.error("a rollout that was handed back failed as well", exc_info=error)
 
-    async def _verify(self, place: Place, claim: Claim, sample: ClaimedSample, started: float) -> Outcome:
-        draft = Draft.model_validate_json(sample.payload or b"")
-        return await self._judge(place, claim, sample, draft, started)
+    async def _hand_back(self, fences: Sequence[Fence], reason: str, patience: float) -> None:
+        retry = Retry(counted=False, reason=reason)
+        await asyncio.gather(*(self._commit(fence, retry, patience) for fence in fences))
 
-    async def _judge(
-        self, place: Place, claim: Claim, sample: ClaimedSample, draft: Draft, started: float
-    ) -> Outcome:
-        """Ask the environment for its verdict and end the rollout with it. ``started``: monotonic, of this
-        stage's claim.
-        """
-        begun = time.monotonic()
-        failure: GymQueueError | None = None
-        verdict = Verdict(reward=None)
-        try:
-            async with _deadline(place.spec.limits.verify_timeout, "verifying"):
-                environment = self._environment(place.example.environment)
-                verdict = await _call_verifier(environment, place, draft)
-        except Exception as error:  # noqa: BLE001 - the same; its row shows what was to be judged
-            failure = _understood(error)
-        timings = self._timings(
-            claim,
-            sample,
-            started,
-            queued=draft.queued,
-            generate=draft.generate,
-            verify_queued=_waited(claim, sample) if sample.fence.stage is Stage.VERIFY else None,
-            verify=time.monotonic() - begun,
-        )
-        if failure is not None:
-            return self._failed(place, sample, failure, timings, draft)
-        return endings.succeeded(place, draft, verdict, timings)
-
-    @staticmethod
-    def _timings(claim: Claim, sample: ClaimedSample, started: float, **stages: float | None) -> Timings:
-        """Put this stage's length on the ledger's clock, which the claim was stamped with."""
-        return Timings(
-            accepted_at=sample.accepted_at, ended_at=claim.claimed_at + (time.monotonic() - started), **stages
-        )
-
-    @staticmethod
-    def _failed(
-        place: Place,
-        sample: ClaimedSample,
-        error: GymQueueError,
-        timings: Timings,
-        draft: Draft | None = None,
-    ) -> Outcome:
-        """Decide between another attempt and the end."""
-        fence = sample.fence
-        failure_class = error.failure_class
-        delay = retry_delay(failure_class, sample.failures + 1, place.spec.limits, jitter=random.random())
-        if delay is not None:
-            name = rollout_id(place.spec.run_id, place.example_index, place.sample_index)
-            _log.info("rollout %s attempt %d: %s; next in %.1f s", name, fence.attempt, error, delay)
-            return Retry(delay=delay)
-        # An inline verifier may be what failed: the failure's stage is where it happened.
-        stage = Stage.VERIFY if draft else fence.stage
-        sentence = str(error).encode(errors="replace").decode()  # it may quote what no file can hold
-        failure = Failure(failure_class=failure_class, stage=stage, error=sentence)
-        return endings.failed(place, failure, fence.attempt, timings, draft)
+    async def _attempt(self, spec: RunSpec, claim: Claim, sample: ClaimedSample) -> None:
+        limits = spec.limits
+        began = max(sample.accepted_at, claim.opened_at)
+        left = began + limits.rollout_timeout - claim.claimed_at
+        outcome = await self._stages.outcome(spec, claim, sample, left)
+        await self._commit(sample.fence, outcome, limits.store_timeout)
 
     async def _commit(self, fence: Fence, outcome: Outcome, patience: float) -> None:
         """Write the outcome, and publish what follows. A ledger that is away is waited for, ``patience``
-        seconds: while the claim can be ours.
+        seconds; after that the outcome is lost, and this worker hands the attempt back when it can
+        (``maintenance.disown``).
         """
-        pause, give_up = 0.1, time.monotonic() + patience
-        while True:
-            try:
-                receipt = await self._ledger.commit(fence, outcome)
-                break
-            except LedgerError:
-                if time.monotonic() > give_up:
-                    raise
-                await asyncio.sleep(pause * random.random())
-                pause = min(2 * pause, _LONGEST_PAUSE)
+        try:
+            receipt = await _patiently(lambda: self._ledger.commit(fence, outcome), patience)
+        except LedgerError as error:
+            self._say_once(LedgerError, f"outcomes are lost, for the ledger takes none: {error}")
+            return
+        self._trouble.discard(LedgerError)
         if receipt.ticket is not None:
-            await self._publisher.publish([receipt.ticket])
+            await self._publish(receipt.ticket)
         elif not receipt.accepted and not isinstance(outcome, Retry):
             _log.warning("late write refused: %s is not the newest attempt", fence)
 
+    async def _publish(self, ticket: Ticket) -> None:
+        """Publish what follows, if the broker takes it: the rollout itself has not failed."""
+        try:
+            await self._publisher.publish([ticket])
+        except BrokerError as error:
+            self._say_once(BrokerError, f"tickets are left to the audit: {error}")
+        else:
+            self._trouble.discard(BrokerError)
 
-def _waited(claim: Claim, sample: ClaimedSample) -> float:
-    """Return how long a sample waited for its worker, in seconds."""
-    return max(0.0, claim.claimed_at - sample.queued_at)
-
-
-def _check_readable(sample: ClaimedSample) -> None:
-    """Raise ``PayloadLostError`` for an attempt that lacks what it needs."""
-    if sample.unreadable:
-        raise PayloadLostError(sample.unreadable)
+    def _say_once(self, trouble: type[GymQueueError], sentence: str) -> None:
+        """Say it for the first of the many rollouts that meet the same trouble, until it is over."""
+        if trouble not in self._trouble:
+            self._trouble.add(trouble)
+            _log.warning("%s", sentence)
 
 
 @asynccontextmanager
-async def _deadline(seconds: float, doing: str) -> AsyncIterator[None]:
-    """``asyncio.timeout`` that raises ``StageTimeoutError`` for its own expiry only."""
+async def _answer_within(seconds: float) -> AsyncIterator[None]:
+    """Raise ``LedgerError`` when the ledger takes longer to answer."""
     try:
         async with asyncio.timeout(seconds) as timeout:
             yield
     except TimeoutError as expiry:
-        if timeout.expired():
-            msg = f"{doing} took longer than {seconds:g} s"
-            raise StageTimeoutError(msg) from expiry
-        raise
+        if not timeout.expired():
+            raise
+        msg = f"the ledger did not answer within {seconds:g} s"
+        raise LedgerError(msg) from expiry
 
 
-def _understood(error: Exception) -> GymQueueError:
-    """Give an error its class. One that nobody foresaw is a fault of ours or of the machine, and logged as a
-    bug is.
-    """
-    if isinstance(error, GymQueueError):
-        return error
-    if isinstance(error, PydanticSerializationError):  # half a surrogate pair is what a model cut off writes
-        said = f"what was said cannot be written as JSON: {error}"
-        return ModelError(said) if "surrogates" in said else EnvironmentFailedError(said)
-    _log.error("unexpected error in a rollout", exc_info=error)
-    return GymQueueError(f"unexpected {type(error).__name__}: {error}")
-
-
-def _is_inline(environment: Environment, place: Place) -> bool:
-    """Ask where to verify."""
-    try:
-        return environment.inline(place.example)
-    except GymQueueError:
-        raise
-    except Exception as error:
-        msg = f"the environment's inline raised {type(error).__name__}: {error}"
-        raise EnvironmentFailedError(msg) from error
-
-
-async def _call_verifier(environment: Environment, place: Place, draft: Draft) -> Verdict:
-    """Call the environment's ``verify``, plain or async; whatever it raises is a failure of the verifier, not
-    a reward.
-    """
-    try:
-        answer: object = environment.verify(place.example, draft.trajectory)
-        verdict = await answer if inspect.isawaitable(answer) else answer
-    except GymQueueError:
-        raise
-    except Exception as error:
-        msg = f"verifier raised {type(error).__name__}: {error}"
-        raise VerifierError(msg) from error
-    if not isinstance(verdict, Verdict):
-        msg = f"verifier returned {type(verdict).__name__} instead of a Verdict"
-        raise VerifierError(msg)
-    return verdict
+async def _patiently(ask: Callable[[], Awaitable[_Answer]], patience: float) -> _Answer:
+    """Repeat a call that is safe to repeat until the ledger answers, ``patience`` seconds at most."""
+    pause = 0.1
+    async with _answer_within(patience):
+        while True:
+            try:
+                return await ask()
+            except LedgerError:
+                await asyncio.sleep(pause * random.random())
+                pause = min(2 * pause, _LONGEST_PAUSE)

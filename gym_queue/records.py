@@ -139,8 +139,8 @@ class RunState(StrEnum):
 
 class RunStatus(Record):
     """A run as the ledger sees it. Counters are rollouts, ``cursor`` is the index of the next example to
-    accept,
-    ``queued`` are those that no worker has begun.
+    accept, ``queued`` are those that no worker has begun. ``opened_at`` is when it was last opened, on the
+    ledger's clock.
 
     The rest counts what was healed: ``retried`` failed attempts tried again, ``lost`` attempts whose worker
     died, ``refused`` late writes, ``republished`` tickets that the broker lacked, ``dropped`` tickets that no
@@ -149,6 +149,7 @@ class RunStatus(Record):
 
     spec: RunSpec
     state: RunState
+    opened_at: float = 0.0
     cursor: int = 0
     accepted: int = 0
     succeeded: int = 0

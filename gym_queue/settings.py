@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     concurrency: int = Field(
         default=256, ge=1, description="Rollouts that one GPU worker process holds at once."
     )
-    window: int = Field(
-        default=4096, ge=1, description="Rollouts of one run that may be accepted and not yet archived."
+    window: int | None = Field(
+        default=None, ge=1, description="Rollouts that may be accepted and not yet archived, of all runs."
     )
     payload_url: str = Field(
         default="",
@@ -85,9 +85,18 @@ class Settings(BaseSettings):
     max_turns: int = Field(
         default=32, ge=1, description="Assistant messages after which a rollout is cut off."
     )
+    queue_timeout: float = Field(
+        default=86_400.0, gt=0, description="Deadline of each wait of a rollout for a worker."
+    )
     generate_timeout: float = Field(default=600.0, gt=0, description="Deadline of one generate attempt.")
     tool_timeout: float = Field(default=120.0, gt=0, description="Deadline of one answer of the environment.")
     verify_timeout: float = Field(default=120.0, gt=0, description="Deadline of one verify attempt.")
+    store_timeout: float = Field(
+        default=60.0, gt=0, description="How long a worker tries to hand an outcome to the ledger."
+    )
+    rollout_timeout: float = Field(
+        default=172_800.0, gt=0, description="Deadline of a whole rollout, from acceptance to its end."
+    )
     api_key: str = Field(default="", description="Bearer token sent to http(s) model endpoints.", repr=False)
     tokenizer_trust_remote_code: bool = Field(
         default=False,

@@ -1,4 +1,4 @@
-"""What tests of several folders share: a real Redis, started once, empty for each test."""
+"""What tests of several folders share: a real Redis, started once, empty for each test, and both ledgers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import redis
 from hypothesis import settings
 
 from gym_queue.embedded.redis import RedisServer
+from gym_queue.ledger.memory import MemoryLedger
+from gym_queue.ledger.redis import RedisLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from gym_queue.ledger.base import Ledger
 
 # Examples that are slow on a busy machine are no failures; pytest-timeout ends what hangs.
 settings.register_profile(
@@ -33,3 +37,13 @@ def redis_url(redis_server: str) -> str:
     with redis.Redis.from_url(redis_server) as client:
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[Ledger]:
+    if request.param == "memory":
+        yield MemoryLedger()
+        return
+    redis_ledger = RedisLedger(request.getfixturevalue("redis_url"))
+    yield redis_ledger
+    await redis_ledger.close()

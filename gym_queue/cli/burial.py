@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
-from gym_queue.errors import GymQueueError
+from gym_queue.coordinator.patience import patiently
 from gym_queue.ledger.base import Retry
-from gym_queue.maintenance.reap import lose
-from gym_queue.records import FailureClass, Stage
+from gym_queue.maintenance.audit import audit
+from gym_queue.maintenance.publication import offer
+from gym_queue.maintenance.reap import bury
 from gym_queue.telemetry.machine import is_running, machine
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
-    from gym_queue.ledger.base import Lease, Ledger
-    from gym_queue.pipeline import Publisher
-
-_log = logging.getLogger(__name__)
+    from gym_queue.embedded.stack import Death
+    from gym_queue.ledger.base import Ledger
+    from gym_queue.maintenance.sweep import SweepBroker
 
 _BATCH = 1000
 
@@ -30,7 +30,7 @@ async def leased(ledger: Ledger) -> set[int]:
 
 
 async def hand_back_of_the_dead(
-    ledger: Ledger, publisher: Publisher, living: Collection[int] | None = None
+    ledger: Ledger, broker: SweepBroker, living: Collection[int] | None = None
 ) -> None:
     """Give back what workers of an earlier command left.
 
@@ -44,29 +44,33 @@ async def hand_back_of_the_dead(
             continue
         if living is not None and pid in living:
             continue
+        retry = Retry(counted=False, reason=f"worker {lease.worker} was stopped with an earlier command")
         while owned := await ledger.owned(lease.worker, None, _BATCH):
-            receipts = [await ledger.commit(attempt.fence, Retry(counted=False)) for attempt in owned]
-            await publisher.publish([receipt.ticket for receipt in receipts if receipt.ticket is not None])
+            receipts = [await ledger.commit(attempt.fence, retry) for attempt in owned]
+            await offer(broker, [receipt.ticket for receipt in receipts if receipt.ticket is not None])
         await ledger.drop_lease(lease.worker)
 
 
-async def bury_as_they_die(deaths: asyncio.Queue[int], ledger: Ledger, publisher: Publisher) -> None:
-    """Give back the work of this machine's processes whose ids come through ``deaths``. Never ends."""
+async def bury_as_they_die(
+    deaths: asyncio.Queue[Death],
+    ledger: Ledger,
+    broker: SweepBroker,
+    could_start: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Give back the work of this machine's processes that come through ``deaths``. Never ends.
+
+    A ledger that is away is waited for: it may have died with the worker. ``could_start`` is told the ids of
+    those that had a lease: they had got ready for work.
+    """
     while True:
-        pid = await deaths.get()
-        try:
-            for lease in await ledger.leases():
-                if (lease.info.get("machine"), lease.info.get("pid")) == (machine(), str(pid)):
-                    await _bury(ledger, publisher, lease)
-        except GymQueueError as error:
-            _log.warning("the work of process %d waits until its lease runs out: %s", pid, error)
+        death = await deaths.get()
+        for lease in await patiently(ledger.leases):
+            if (lease.info.get("machine"), lease.info.get("pid")) == (machine(), str(death.pid)):
+                could_start(death.pid)
+                await patiently(partial(_bury, ledger, broker, lease.worker, death.words))
 
 
-async def _bury(ledger: Ledger, publisher: Publisher, lease: Lease) -> None:
+async def _bury(ledger: Ledger, broker: SweepBroker, worker: str, words: str) -> None:
     """Take a worker's claims away, and publish what waits again: some of it lay in the worker's memory."""
-    while owned := await ledger.owned(lease.worker, None, _BATCH):
-        await lose(ledger, publisher, owned, FailureClass.INFRASTRUCTURE, f"worker {lease.worker} died")
-    await ledger.drop_lease(lease.worker)
-    for stage in Stage:
-        _, tickets = await ledger.waiting(stage, 0.0, _BATCH)
-        await publisher.publish(tickets)
+    await bury(ledger, broker, worker, f"worker {worker} {words}")
+    await audit(ledger, broker, broker, 0.0)

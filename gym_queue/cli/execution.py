@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,25 +20,26 @@ from gym_queue.cli.progress import open_view
 from gym_queue.cli.status import INTERRUPTED, OK, PROGRAM, SOME_FAILED, say
 from gym_queue.cli.summary import summary
 from gym_queue.coordinator.metrics import write_metrics
-from gym_queue.coordinator.run import Coordinator, Interrupted
+from gym_queue.coordinator.run import Cancelled, Coordinator, Interrupted
+from gym_queue.coordinator.sidework import beside
 from gym_queue.embedded.stack import EmbeddedStack
-from gym_queue.errors import GymQueueError, StorageError
+from gym_queue.errors import GymQueueError, LedgerError, StorageError
+from gym_queue.maintenance.cancel import cancel_run
 from gym_queue.telemetry.logging import configure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-    from typing import Any
+    from collections.abc import AsyncIterator
 
+    from gym_queue.celery_app import CeleryBroker
     from gym_queue.cli.job import Job
     from gym_queue.cli.options import Options
     from gym_queue.cli.progress import View
     from gym_queue.coordinator.metrics import RunMetrics
+    from gym_queue.embedded.stack import Death
     from gym_queue.ledger.base import Ledger
-    from gym_queue.pipeline import Publisher
     from gym_queue.settings import Settings
 
 _log = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 
 _REDRAW_INTERVAL = 0.5
 
@@ -54,9 +55,9 @@ def execute(options: Options) -> int:
     job = prepare(options, settings)
     with job.archive:
         try:
-            metrics = _collect(job)
+            metrics, cancelled = _collect(job)
             job.archive.finalize()
-            _write_metrics(job, metrics, complete=True)
+            _write_metrics(job, metrics, complete=not cancelled)
         except (Interrupted, asyncio.CancelledError, KeyboardInterrupt):
             say(f"interrupted; {_close_early(job)}")
             return INTERRUPTED
@@ -65,10 +66,13 @@ def execute(options: Options) -> int:
                 raise
             say(f"{error}; {_close_early(job)}")
             return SOME_FAILED
-    shutil.rmtree(job.paths.run_dir / "redis", ignore_errors=True)  # all it knew is in the files now
+    for folder in ("redis", "payloads"):  # all they knew is in the files now
+        shutil.rmtree(job.paths.run_dir / folder, ignore_errors=True)
     for line in summary(metrics, job.paths):
         click.echo(line)
-    return SOME_FAILED if metrics.rollouts.failed else OK
+    if cancelled:
+        say(f"cancelled: {_kept(job)}. Do what was never begun with: {job.options.continuation}")
+    return SOME_FAILED if cancelled or metrics.rollouts.failed or metrics.rollouts.cancelled else OK
 
 
 def _close_early(job: Job) -> str:
@@ -77,10 +81,12 @@ def _close_early(job: Job) -> str:
         _write_metrics(job, job.metrics.snapshot(), complete=False)
     except StorageError as error:
         _log.info("no metrics of the unfinished run: %s", error)  # the files they come from are what counts
-    kept = (
-        f"{job.archive.count} of {job.total} rollouts are in {job.paths.rows} and {job.paths.failures.name}"
-    )
-    return f"nothing that had ended is lost: {kept}. Go on with: {job.options.continuation}"
+    return f"nothing that had ended is lost: {_kept(job)}. Go on with: {job.options.continuation}"
+
+
+def _kept(job: Job) -> str:
+    files = f"{job.paths.rows} and {job.paths.failures.name}"
+    return f"{job.archive.count} of {job.total} rollouts are in {files}"
 
 
 def _write_metrics(job: Job, metrics: RunMetrics, *, complete: bool) -> None:
@@ -88,13 +94,32 @@ def _write_metrics(job: Job, metrics: RunMetrics, *, complete: bool) -> None:
     write_metrics(job.paths.metrics, metrics, {**about, "complete": complete})
 
 
-def _collect(job: Job) -> RunMetrics:
+def _collect(job: Job) -> tuple[RunMetrics, bool]:
+    """Do what is left to do; return the metrics, and whether the run was cancelled meanwhile."""
     if job.archive.count == job.total:
         job.started = True
-        return job.metrics.snapshot(accepted=job.total)
+        if "redis_url" in job.settings.model_fields_set:
+            asyncio.run(_forget(job))
+        return job.metrics.snapshot(accepted=job.total), False
     work = f"{job.source.count} examples x {job.spec.samples} samples with {job.spec.model}"
-    say(f"{work}; logs are in {job.paths.run_dir / 'logs'}")
-    return asyncio.run(_run(job))
+    own = job.options.workers or job.options.verifiers
+    where = f"logs are in {job.paths.run_dir / 'logs'}" if own else "no worker is started here"
+    say(f"{work}; {where}")
+    try:
+        return asyncio.run(_run(job)), False
+    except Cancelled:
+        return job.metrics.snapshot(accepted=job.archive.count), True
+
+
+async def _forget(job: Job) -> None:
+    """Let a ledger that others use forget a run that is complete: its coordinator may have died before it
+    did.
+    """
+    try:
+        async with _connected(job.settings) as (ledger, _):
+            await ledger.forget_run(job.spec.run_id)
+    except LedgerError as error:
+        _log.warning("the ledger may still know run %s: %s", job.spec.run_id, error)
 
 
 async def _run(job: Job) -> RunMetrics:
@@ -111,13 +136,13 @@ async def _run(job: Job) -> RunMetrics:
             ) as stack,
             _connected(stack.settings) as (ledger, publisher),
         ):
-            deaths: asyncio.Queue[int] = asyncio.Queue()
-            watch = stack.supervise(deaths.put_nowait)
-            async with _beside(watch, bury_as_they_die(deaths, ledger, publisher)) as during:
+            deaths: asyncio.Queue[Death] = asyncio.Queue()
+            watch = stack.supervise(deaths.put_nowait, job.metrics.ended_on_its_own)
+            burials = bury_as_they_die(deaths, ledger, publisher, stack.could_start)
+            async with beside(watch, burials) as during:
                 await during(
                     hand_back_of_the_dead(ledger, publisher, stack.pids if stack.own_redis else None)
                 )
-                await during(_take_up(job, ledger))
                 await during(stack.wait_ready(partial(leased, ledger)))
                 view = open_view(sys.stderr, job.total, job.archive.count)
                 coordinator = Coordinator(
@@ -129,18 +154,18 @@ async def _run(job: Job) -> RunMetrics:
                     metrics=job.metrics,
                     window=job.settings.window,
                     on_progress=view.update,
-                    grace=job.settings.shutdown_grace,
+                    cancel=partial(cancel_run, ledger, job.spec.run_id, "the run was cancelled"),
                 )
                 interrupts.gently = partial(_wind_down, coordinator, view, job.settings.shutdown_grace)
                 job.started = True
                 with contextlib.closing(view):
-                    async with _beside(_redraw(view)):
+                    async with beside(_redraw(view)):
                         return await during(coordinator.run())
 
 
 def _wind_down(coordinator: Coordinator, view: View, grace: float) -> None:
     view.note(f"interrupted; rollouts in flight have {grace:g} s to end (Ctrl-C again stops at once)")
-    coordinator.interrupt()
+    coordinator.interrupt(grace)
 
 
 async def _redraw(view: View) -> None:
@@ -150,7 +175,7 @@ async def _redraw(view: View) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[tuple[Ledger, Publisher]]:
+async def _connected(settings: Settings) -> AsyncIterator[tuple[Ledger, CeleryBroker]]:
     ledger = assembly.make_ledger(settings)
     publisher = assembly.make_broker(settings)
     try:
@@ -158,40 +183,3 @@ async def _connected(settings: Settings) -> AsyncIterator[tuple[Ledger, Publishe
     finally:
         await publisher.close()
         await ledger.close()
-
-
-async def _take_up(job: Job, ledger: Ledger) -> None:
-    """Forget what the ledger knows of the run if rows it saw written are gone: they must be done again."""
-    status = await ledger.run(job.spec.run_id)
-    if status is not None and status.archived > job.archive.count:
-        await ledger.forget_run(job.spec.run_id)
-
-
-@contextlib.asynccontextmanager
-async def _beside(
-    *helpers: Coroutine[Any, Any, None],
-) -> AsyncIterator[Callable[[Awaitable[_Result]], Awaitable[_Result]]]:
-    """Run helpers, which never end by themselves, beside the block.
-
-    Gives a function that awaits some work and, if a helper fails meanwhile, cancels it and raises the
-    helper's error.
-    """
-    tasks = [asyncio.create_task(helper) for helper in helpers]
-
-    async def during(work: Awaitable[_Result]) -> _Result:
-        main = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait({main, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            if not main.done():
-                await asyncio.gather(*(task for task in tasks if task.done()))
-            return await main
-        finally:
-            main.cancel()
-            await asyncio.gather(main, return_exceptions=True)
-
-    try:
-        yield during
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import platform
 import secrets
 import time
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -80,22 +82,36 @@ def prepare(options: Options, settings: Settings) -> Job:
     Raises:
         GymQueueError: the run is not possible; nothing was started.
     """
+    _check_fleet(options, settings)
     source = _open_source(options)
     assembly.check_model(options.model, settings)
     earlier = manifest.read(paths(options.output).run_dir) if options.resume else None
     spec = _spec(options, settings, source, earlier)
-    _check_same(options, Manifest(spec=spec, examples=source.count, command=options.command), earlier)
+    now = Manifest(spec=spec, examples=source.count, command=options.plain_command, directory=str(Path.cwd()))
+    _check_same(options, now, earlier)
     metrics = Metrics(options.samples)
-    archive = Archive(options.output, options.samples).open(resume=options.resume, on_row=metrics.add)
+    archive = Archive(options.output, options.samples).open(
+        resume=options.resume, retry=options.retry_classes, on_row=metrics.add
+    )
     try:
-        run_dir = archive.paths.run_dir
-        manifest.write(run_dir, Manifest(spec=spec, examples=source.count, command=options.command))
+        manifest.write(archive.paths.run_dir, now)
     except BaseException:
         archive.close()
         raise
     for note in archive.notes:
         say(note)
     return Job(options, settings, source, spec, archive, metrics)
+
+
+def _check_fleet(options: Options, settings: Settings) -> None:
+    """Refuse a Redis of our own, which nobody else can be using, without workers of our own."""
+    missing = [name for name in ("workers", "verifiers") if not getattr(options, name)]
+    if missing and "redis_url" not in settings.model_fields_set:
+        msg = (
+            f"--{missing[0]} 0 leaves that work to workers elsewhere: "
+            "set GYM_QUEUE_REDIS_URL to the Redis that they use"
+        )
+        raise UsageError(msg)
 
 
 def _open_source(options: Options) -> Source:
@@ -130,15 +146,17 @@ def _spec(options: Options, settings: Settings, source: Source, earlier: Manifes
             max_tokens=options.max_tokens,
             seed=options.seed,
         ),
-        limits=Limits(
-            max_attempts=settings.max_attempts,
-            max_turns=settings.max_turns,
-            generate_timeout=settings.generate_timeout,
-            tool_timeout=settings.tool_timeout,
-            verify_timeout=settings.verify_timeout,
-        ),
+        limits=_limits(settings),
         priority=options.priority,
         input_fingerprint=source.fingerprint,
+        output=f"{platform.node()}:{options.output.absolute()}",
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    """Return the limits of a run: the settings of the same names."""
+    return Limits(
+        **{name: getattr(settings, name) for name in Limits.model_fields if name in Settings.model_fields}
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gym_queue.cli.status import PROGRAM
-from gym_queue.errors import UsageError
+from gym_queue.coordinator.rows import RETRYABLE_ROWS
+from gym_queue.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +35,7 @@ class Options:
     priority: int
     workers: int
     verifiers: int
+    retry: str | None = None
     command: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -51,9 +53,30 @@ class Options:
         if self.input is not None and self.size is not None:
             msg = "--size is for an environment's own examples; INPUT is shortened with --limit"
             raise UsageError(msg)
+        if self.retry is not None and not self.resume:
+            msg = "--retry is for output that is there: give --resume as well"
+            raise UsageError(msg)
+        for name in self.retry_classes:
+            if name not in RETRYABLE_ROWS:
+                raise unknown_name(name, RETRYABLE_ROWS, kind="failure class")
+
+    @property
+    def retry_classes(self) -> tuple[str, ...]:
+        """The failure classes of which rollouts shall be done again."""
+        return () if self.retry is None else tuple(name.strip() for name in self.retry.split(","))
+
+    @property
+    def plain_command(self) -> tuple[str, ...]:
+        """The arguments as they were typed, but for those that say how to deal with earlier output."""
+        kept, arguments = [], iter(self.command)
+        for argument in arguments:
+            if argument == "--retry":
+                next(arguments, None)
+            elif argument != "--resume" and not argument.startswith("--retry="):
+                kept.append(argument)
+        return tuple(kept)
 
     @property
     def continuation(self) -> str:
         """The command line that goes on where this one stopped, ready for a shell."""
-        resume = () if self.resume else ("--resume",)
-        return shlex.join((PROGRAM, *self.command, *resume))
+        return shlex.join((PROGRAM, *self.plain_command, "--resume"))

@@ -46,8 +46,10 @@ def open_view(stream: TextIO, total: int, before: int, clock: Callable[[], float
 
 def _facts(progress: Progress) -> list[str]:
     facts = [f"{progress.failed} failed", f"{progress.in_flight} in flight"]
+    if progress.paused:
+        facts.insert(0, "paused")
     if progress.cancelled:
-        facts.insert(1, f"{progress.cancelled} cancelled")
+        facts.insert(-1, f"{progress.cancelled} cancelled")
     if progress.reward_mean is not None:
         facts.append(f"mean reward {progress.reward_mean:.3f}")
     return facts

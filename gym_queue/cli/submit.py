@@ -15,10 +15,14 @@ _EPILOG = """\
 MODEL is http(s)://.../v1 (an OpenAI-compatible endpoint), hf:PATH_OR_NAME (transformers, in the worker) or
 stub: (for tests). ENVIRONMENT is rows (the default for INPUT), reasoning_gym:DATASET or python:MODULE:CLASS.
 
+With GYM_QUEUE_REDIS_URL set, every worker on that Redis does its share; --workers 0 --verifiers 0 starts none
+here.
+
 Exit status: 0 all rollouts succeeded, 1 some failed or the run broke off, 2 wrong use, 130 interrupted.
 """
 
 _COUNT = click.IntRange(min=1)
+_COUNT_OR_NONE = click.IntRange(min=0)
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
@@ -55,6 +59,11 @@ class _Remembering(click.Command):
 @click.option("--size", type=_COUNT, help="How many examples an environment shall make.")
 @click.option("--resume", is_flag=True, help="Continue what an earlier command left in --output.")
 @click.option(
+    "--retry",
+    metavar="CLASS[,CLASS...]",
+    help="With --resume: do the failed rollouts of these classes again (infrastructure, timeout, ...).",
+)
+@click.option(
     "--head", envvar="HEAD_SERVER_URL", metavar="URL", help="A running head to submit to (not yet possible)."
 )
 @click.option("--limit", type=_COUNT, help="Use only so many examples.")
@@ -68,8 +77,12 @@ class _Remembering(click.Command):
     "--seed", type=click.IntRange(min=0), help="Same seed: same examples and, if the model can, samples."
 )
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first among runs.")
-@click.option("--workers", type=_COUNT, default=1, show_default=True, help="Worker processes that generate.")
-@click.option("--verifiers", type=_COUNT, default=1, show_default=True, help="Worker processes that verify.")
+@click.option(
+    "--workers", type=_COUNT_OR_NONE, default=1, show_default=True, help="Worker processes that generate."
+)
+@click.option(
+    "--verifiers", type=_COUNT_OR_NONE, default=1, show_default=True, help="Worker processes that verify."
+)
 @click.option(
     "--version",
     is_flag=True,

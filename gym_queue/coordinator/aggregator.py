@@ -5,10 +5,12 @@ them.
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from gym_queue.coordinator.patience import patiently
+from gym_queue.errors import DiskFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,17 +19,26 @@ if TYPE_CHECKING:
     from gym_queue.coordinator.metrics import Metrics
     from gym_queue.ledger.base import Event, Ledger
 
+_log = logging.getLogger(__name__)
+
 _LARGEST_BATCH = 1000
 _WAIT = 1.0
 _LINGER = 0.02
 """Seconds between two batches, so that several rows share a sync of the disk, which costs more than a row."""
+
+_FULL_DISK_PAUSE = 1.0
+"""Seconds between two looks whether a full disk has room again."""
 
 
 class Aggregator:
     """Aggregates one run, until the archive holds ``total`` rollouts.
 
     A crash between archive and acknowledgement brings the batch back; the archive knows what it holds and
-    writes it once.
+    writes it once. A full disk is waited for: what is not acknowledged fills the window, and nothing new is
+    begun.
+
+    Attributes:
+        stopped: set it when no more will come.
     """
 
     def __init__(
@@ -46,12 +57,13 @@ class Aggregator:
         self._metrics = metrics
         self._total = total
         self._on_batch = on_batch
+        self.stopped = False
 
     async def run(self) -> None:
-        """Aggregate to the end. Raises ``StorageError`` if the archive cannot be written; nothing is
-        acknowledged then.
+        """Aggregate to the end. Raises ``StorageError`` if the archive cannot be written, for other reasons
+        than a full disk; nothing is acknowledged then.
         """
-        while self._archive.count < self._total:
+        while self._archive.count < self._total and not self.stopped:
             if await self.step(_WAIT) < _LARGEST_BATCH:
                 await asyncio.sleep(_LINGER)
 
@@ -60,15 +72,34 @@ class Aggregator:
         events = await patiently(partial(self._ledger.events, self._run_id, "", _LARGEST_BATCH, wait))
         if not events:
             return 0
-        storing = asyncio.create_task(self._store(events))
-        try:
-            await asyncio.shield(storing)
-        except asyncio.CancelledError:  # the thread goes on, and whoever cancels will close the archive next
-            await asyncio.wait([storing])
-            raise
+        await self._store_once_there_is_room(events)
         await patiently(partial(self._ledger.acknowledge, self._run_id, events[-1].position))
         self._on_batch()
         return len(events)
+
+    async def _store_once_there_is_room(self, events: Sequence[Event]) -> None:
+        said = False
+        while True:
+            try:
+                await self._store_whole(events)
+            except DiskFullError as error:
+                if not said:
+                    _log.warning("the run pauses: %s; it goes on by itself when there is room", error)
+                    said = True
+                await asyncio.sleep(_FULL_DISK_PAUSE)
+            else:
+                if said:
+                    _log.warning("the run goes on: there is room again")
+                return
+
+    async def _store_whole(self, events: Sequence[Event]) -> None:
+        """Store a batch. Who cancels this closes the archive next, so it ends when its thread does."""
+        storing = asyncio.create_task(self._store(events))
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            await asyncio.gather(storing, return_exceptions=True)  # what failed is not acknowledged
+            raise
 
     async def _store(self, events: Sequence[Event]) -> None:
         for event in await asyncio.to_thread(self._archive.append, events):

@@ -18,19 +18,18 @@ from array import array
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
-
-from gym_queue.durable import replacement, storage_errors, sync_directory, temporary_of
-from gym_queue.errors import StorageError, UsageError
-from gym_queue.records import FailureClass, Summary, Timings, Usage
+from gym_queue.coordinator.rows import is_broken_json, read_summary, reason, withdraw
+from gym_queue.durable import refusal, replacement, storage_errors, sync_directory, temporary_of
+from gym_queue.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from gym_queue.ledger.base import Event
+    from gym_queue.records import Summary
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -56,34 +55,6 @@ def paths(out: Path) -> OutputPaths:
         metrics=out.with_name(f"{stem}.metrics.json"),
         run_dir=out.with_name(f"{stem}.run"),
     )
-
-
-class _ArchivedRow(BaseModel):
-    """The part of an output row that a ``Summary`` is made of; the rest never becomes Python objects."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    example_index: NonNegativeInt
-    sample_index: NonNegativeInt
-    attempt: int
-    state: Literal["succeeded", "failed", "cancelled"]
-    reward: float | None = None
-    metrics: dict[str, float | None] = Field(default_factory=dict)
-    failure_class: FailureClass | None = Field(default=None, alias="class")
-    usage: Usage
-    turns: int = 0
-    timings: Timings
-
-
-def read_summary(line: bytes) -> Summary:
-    """Rebuild from an output row the summary that came with it.
-
-    Raises:
-        pydantic.ValidationError: the line is not an output row.
-    """
-    row = _ArchivedRow.model_validate_json(line)
-    known = {name: value for name, value in row.metrics.items() if value is not None}
-    return Summary(**{**dict(row), "metrics": known})
 
 
 @dataclass(slots=True)
@@ -116,11 +87,18 @@ class Archive:
         self._lock: int | None = None
         self._torn = False
 
-    def open(self, *, resume: bool = False, on_row: Callable[[Summary], None] | None = None) -> Self:
+    def open(
+        self,
+        *,
+        resume: bool = False,
+        retry: Collection[str] = (),
+        on_row: Callable[[Summary], None] | None = None,
+    ) -> Self:
         """Create the files, or with ``resume`` read what is there, repair a torn end, and continue.
 
         Args:
             resume: continue existing output (none is fine too).
+            retry: rows of these failure classes are taken out, and so count as not done (``rows.withdraw``).
             on_row: is given the summary of each row that is kept, in about the order of the input.
 
         Raises:
@@ -138,6 +116,8 @@ class Archive:
                 )  # again: another process may have written and left meanwhile
                 for path in (self.paths.rows, self.paths.failures):
                     temporary_of(path).unlink(missing_ok=True)
+                self._withdraw(retry)
+                for path in (self.paths.rows, self.paths.failures):
                     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                     self._files.append(_File(path, os.open(path, flags, 0o666)))
                 sync_directory(self.paths.rows.parent)
@@ -178,7 +158,8 @@ class Archive:
             The events that were new, in the order given; those seen before are counted in ``duplicates``.
 
         Raises:
-            StorageError: nothing of the batch was kept. The same call may be tried again.
+            StorageError: nothing of the batch was kept. The same call may be tried again (``DiskFullError``:
+                once there is room).
         """
         fresh: dict[int, Event] = {}
         for event in events:
@@ -222,6 +203,15 @@ class Archive:
         except OSError as error:
             if error.errno not in _NO_LOCKS:  # some cluster file systems have none; then go without
                 raise
+
+    def _withdraw(self, classes: Collection[str]) -> None:
+        if not classes or not self.paths.failures.exists():
+            return
+        if withdrawn := withdraw(self.paths.failures, classes):
+            counts = ", ".join(f"{count} {name}" for name, count in sorted(withdrawn.items()))
+            self.notes.append(
+                f"{withdrawn.total()} rollouts of {self.paths.failures} are done again: {counts}"
+            )
 
     def _ordinal(self, summary: Summary) -> int:
         if summary.sample_index >= self.samples:
@@ -269,8 +259,8 @@ class Archive:
                     summary = read_summary(line)
                     ordinal = self._ordinal(summary)
                 except ValueError as error:
-                    torn = f"{file.path} line {number} is not a rollout of this run: {_reason(error)}"
-                    if whole and not _is_broken_json(error):
+                    torn = f"{file.path} line {number} is not a rollout of this run: {reason(error)}"
+                    if whole and not is_broken_json(error):
                         raise UsageError(torn) from error
                     continue
                 if not whole:
@@ -314,7 +304,7 @@ class Archive:
                 self._restore()
             except OSError as second:  # the next append tries again, and so does --resume
                 msg += f" (and its torn end cannot be cut off: {second.strerror})"
-            raise StorageError(msg) from error
+            raise refusal(msg, error) from error
         for file, batch, end in zip(self._files, batches, ends, strict=True):
             file.length = end
             file.rows += len(batch)
@@ -344,17 +334,6 @@ class Archive:
             for offset in self._offsets(which):
                 rows.seek(offset)
                 ordered.write(rows.readline())
-
-
-def _reason(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return ": ".join([*map(str, first["loc"]), first["msg"]])
-    return str(error)
-
-
-def _is_broken_json(error: ValueError) -> bool:
-    return isinstance(error, ValidationError) and error.errors()[0]["type"] == "json_invalid"
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ whole road (G5).
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -13,12 +14,16 @@ from gym_queue.coordinator.patience import patiently
 from gym_queue.records import Group, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from gym_queue.coordinator.archive import Archive
     from gym_queue.coordinator.source import Source
+    from gym_queue.coordinator.window import Window
     from gym_queue.ledger.base import Ledger
     from gym_queue.pipeline import Publisher
     from gym_queue.records import Example, RunStatus
+
+_log = logging.getLogger(__name__)
 
 _LARGEST_STEP = 256
 """Examples accepted in one step: the ledger runs a step without a pause, and others wait meanwhile."""
@@ -29,14 +34,30 @@ stops.
 """
 
 _PATIENCE = 1.0
-"""Seconds between two looks at the room, should nobody say that there is some."""
+"""Seconds between two looks at the ledger, should nobody say that there is room."""
 
 
 class Feeder:
     """Feeds one run.
 
-    The ledger's cursor says which example comes next, so a feeder that died is continued by the next one.
-    Samples that the archive holds already (``done``: example index -> sample indices) are left out.
+    The ledger says at each step where the run stands: which example comes next, and whether it is open. So a
+    feeder that died is continued by the next one, a run that is paused is waited for, and a ledger that lost
+    something (a Redis that crashed, a failover, a flush) is fed again from where it stands. Samples that the
+    archive holds are left out.
+
+    Args:
+        ledger: where the run stands.
+        publisher: where tickets go.
+        run_id: the run.
+        samples: rollouts of each example.
+        source: the examples.
+        archive: what is done.
+        window: how many rollouts may be open.
+        reopen: makes the run in the ledger again, from its beginning.
+
+    Attributes:
+        room_changed: set it when rollouts were archived.
+        stopped: set it when nothing more is wanted.
     """
 
     def __init__(
@@ -44,75 +65,96 @@ class Feeder:
         *,
         ledger: Ledger,
         publisher: Publisher,
-        run: RunStatus,
+        run_id: str,
+        samples: int,
         source: Source,
-        done: Callable[[int], Sequence[int]],
-        window: int,
+        archive: Archive,
+        window: Window,
+        reopen: Callable[[], Awaitable[None]],
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
-        self._run_id = run.spec.run_id
-        self._samples = run.spec.samples
-        self._cursor = run.cursor
+        self._run_id = run_id
+        self._samples = samples
         self._source = source
-        self._done = done
+        self._archive = archive
         self._window = window
+        self._reopen = reopen
+        self._cursor = -1
+        self._examples: Iterator[tuple[int, Example]] = iter(())
         self.room_changed = asyncio.Event()
+        self.stopped = False
 
     async def run(self) -> None:
-        """Feed until the source is empty or the run is no longer open."""
-        examples = enumerate(self._source.examples(self._cursor), self._cursor)
-        while self._cursor < self._source.count:
-            room = await self._wait_for_room()
-            if room == 0:
-                return
-            groups = await asyncio.to_thread(self._next_groups, examples, room)
-            next_cursor = groups[-1].example_index + 1 if groups else self._source.count
-            accept = partial(self._ledger.accept, self._run_id, self._cursor, next_cursor, groups)
-            tickets = await patiently(accept)
-            if groups and not tickets:  # paused or cancelled meanwhile
-                return
-            self._cursor = next_cursor
-            await patiently(partial(self._publisher.publish, tickets))
-
-    def _next_groups(self, examples: Iterator[tuple[int, Example]], room: int) -> list[Group]:
-        """Take the next examples with samples left to do: at least one, no more than there is room for."""
-        groups: list[Group] = []
-        most = max(1, min(room // self._samples, _LARGEST_STEP))
-        wanted = (
-            Group(example_index=index, samples=samples, example=example)
-            for index, example in examples
-            if (samples := self._left(index))
-        )
-        groups.extend(islice(wanted, most))
-        return groups
-
-    def _left(self, example_index: int) -> tuple[int, ...]:
-        done = set(self._done(example_index))
-        return tuple(sample for sample in range(self._samples) if sample not in done)
-
-    async def _wait_for_room(self) -> int:
-        """Return how many rollouts may be opened; 0 when the run is no longer open."""
-        while True:
+        """Feed, and see to it that what was fed is not forgotten, until ``stopped``."""
+        while not self.stopped:
             self.room_changed.clear()
             runs = await patiently(self._ledger.runs)
             mine = next((run for run in runs if run.spec.run_id == self._run_id), None)
-            if mine is None or mine.state is not RunState.OPEN:
-                return 0
-            room = self._share(mine, runs) - mine.open
-            if room >= self._samples or mine.open == 0:
-                return max(room, self._samples)
+            if mine is not None and self._lacks_some(mine):
+                await patiently(partial(self._ledger.forget_run, self._run_id))
+                mine = None
+            if mine is None:
+                await self._reopen()
+                continue
+            room = await self._room(mine, runs)
+            if room and mine.cursor < self._source.count:
+                await self._feed(mine.cursor, room)
+                continue
             try:
                 await asyncio.wait_for(self.room_changed.wait(), _PATIENCE)
             except TimeoutError:
                 continue
 
-    def _share(self, mine: RunStatus, runs: Sequence[RunStatus]) -> int:
+    def _lacks_some(self, mine: RunStatus) -> bool:
+        """Tell whether the ledger thinks that all is archived although the archive lacks rollouts."""
+        fed = mine.state is RunState.OPEN and mine.cursor >= self._source.count and mine.open == 0
+        return fed and self._archive.count < self._source.count * self._samples
+
+    async def _feed(self, cursor: int, room: int) -> None:
+        """Let the ledger accept the examples from its cursor on, as many as there is room for."""
+        if cursor != self._cursor:
+            if 0 <= cursor < self._cursor:
+                _log.warning(
+                    "the ledger has lost examples %d to %d; it gets them again", cursor, self._cursor
+                )
+            self._examples = enumerate(self._source.examples(cursor), cursor)
+        groups = await asyncio.to_thread(self._next_groups, room)
+        self._cursor = groups[-1].example_index + 1 if groups else self._source.count
+        accept = partial(self._ledger.accept, self._run_id, cursor, self._cursor, groups)
+        tickets = await patiently(accept)
+        if groups and not tickets:  # refused: the next look at the ledger says why
+            self._cursor = -1
+        await patiently(partial(self._publisher.publish, tickets))
+
+    def _next_groups(self, room: int) -> list[Group]:
+        """Take the next examples with samples left to do: at least one, no more than there is room for."""
+        most = max(1, min(room // self._samples, _LARGEST_STEP))
+        wanted = (
+            Group(example_index=index, samples=samples, example=example)
+            for index, example in self._examples
+            if (samples := self._left(index))
+        )
+        return list(islice(wanted, most))
+
+    def _left(self, example_index: int) -> tuple[int, ...]:
+        done = set(self._archive.done_samples(example_index))
+        return tuple(sample for sample in range(self._samples) if sample not in done)
+
+    async def _room(self, mine: RunStatus, runs: Sequence[RunStatus]) -> int:
+        """Return how many rollouts may be opened now."""
+        if mine.state is not RunState.OPEN:
+            return 0
+        room = await self._share(mine, runs) - mine.open
+        return max(room, self._samples) if room >= self._samples or mine.open == 0 else 0
+
+    async def _share(self, mine: RunStatus, runs: Sequence[RunStatus]) -> int:
         """Return this run's part of the window: all of it alone, an equal part among its peers, little under
         a higher one.
         """
+        window = await self._window.size()
         rivals = [run for run in runs if run.state is RunState.OPEN and (run.open or run is mine)]
         if any(run.spec.priority > mine.spec.priority for run in rivals):
-            return max(1, self._window // _LOWER_PRIORITY_SHARE)
+            return max(1, window // _LOWER_PRIORITY_SHARE)
         peers = sum(run.spec.priority == mine.spec.priority for run in rivals)
-        return self._window // max(1, peers)
+        return window // max(1, peers)

@@ -19,12 +19,14 @@ _NAME = "manifest.json"
 class Manifest(Record):
     """Identity of a run: its settings and input (``spec.input_fingerprint``), ``examples`` rows long.
 
-    ``command`` is the command line as it was given, for people; it may change between resumes.
+    ``command`` are the arguments of the command as they were given, without ``--resume`` and ``--retry``, and
+    ``directory`` is the folder that they were given in; both may change between resumes.
     """
 
     spec: RunSpec
     examples: int
     command: tuple[str, ...] = ()
+    directory: str = ""
 
 
 def write(run_dir: Path, manifest: Manifest) -> None:
@@ -73,8 +75,8 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
 
 
 def _settings(manifest: Manifest) -> dict[str, Any]:
-    """Return what identifies a run, flat: the spec without the run's id (see ``RunSpec.identity``)."""
-    spec = manifest.spec.model_dump(mode="json", exclude={"run_id"})
+    """Return what identifies a run, flat: what ``RunSpec.identity`` covers."""
+    spec = manifest.spec.model_dump(mode="json", exclude={"run_id", "output"})
     nested = {**spec.pop("sampling"), **spec.pop("limits")}
     return {**spec, **nested, "examples": manifest.examples}
 

@@ -64,6 +64,20 @@ class TokenCounts(Record):
     completion: int
 
 
+class Healed(Record):
+    """What went wrong on the way and was healed, as the ledger counted it (``RunStatus``)."""
+
+    retried: int = 0
+    lost: int = 0
+    refused: int = 0
+    republished: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: Healed) -> Healed:
+        ours, theirs = dict(self), dict(other)
+        return Healed(**{name: ours[name] + theirs[name] for name in ours})
+
+
 class RunMetrics(Record):
     """All metrics of a run at one moment."""
 
@@ -77,6 +91,7 @@ class RunMetrics(Record):
     turns: float | None
     latency: dict[str, Latency]
     failures_by_class: dict[FailureClass, int]
+    healed: Healed | None
     environment_metrics: dict[str, float]
 
 
@@ -163,9 +178,14 @@ class _Examples:
 
 
 class Metrics:
-    """Metrics of one run of ``samples`` samples an example. Each ended rollout must be added exactly once."""
+    """Metrics of one run of ``samples`` samples an example. Each ended rollout must be added exactly once.
+
+    Attributes:
+        healed: what the ledger says was healed so far; ``None`` while it was not asked.
+    """
 
     def __init__(self, samples: int) -> None:
+        self.healed: Healed | None = None
         self._states: Counter[str] = Counter()
         self._failures: Counter[FailureClass] = Counter()
         self._reward = _Mean()
@@ -188,6 +208,10 @@ class Metrics:
             failed=self._states["failed"],
             cancelled=self._states["cancelled"],
         )
+
+    def ended_on_its_own(self) -> int:
+        """Return how many rollouts ended otherwise than by a failure of the infrastructure."""
+        return self._states.total() - self._failures[FailureClass.INFRASTRUCTURE]
 
     @property
     def mean_reward(self) -> float | None:
@@ -258,6 +282,7 @@ class Metrics:
             turns=self._turns.value(),
             latency={stage: histogram.snapshot() for stage, histogram in self._latency.items()},
             failures_by_class=dict(sorted(self._failures.items())),
+            healed=self.healed,
             environment_metrics={name: mean.mean for name, mean in sorted(self._environment.items())},
         )
 

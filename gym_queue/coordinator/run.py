@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from gym_queue.coordinator.aggregator import Aggregator
 from gym_queue.coordinator.feeder import Feeder
+from gym_queue.coordinator.metrics import Healed
 from gym_queue.coordinator.patience import patiently
+from gym_queue.coordinator.sidework import beside
+from gym_queue.coordinator.window import Window
 from gym_queue.errors import GymQueueError, LedgerError
 from gym_queue.records import Record, RunState, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from gym_queue.coordinator.archive import Archive
     from gym_queue.coordinator.metrics import Metrics, RunMetrics
@@ -23,12 +27,18 @@ if TYPE_CHECKING:
     from gym_queue.pipeline import Publisher
     from gym_queue.records import RunSpec, RunStatus, Ticket
 
+_log = logging.getLogger(__name__)
+
 _DUE_INTERVAL = 0.5
 _LARGEST_BATCH = 1000
 
 
 class Interrupted(GymQueueError):  # noqa: N818 - an event, not a mistake
     """The run was interrupted; what had ended is in the archive."""
+
+
+class Cancelled(GymQueueError):  # noqa: N818 - the same
+    """The run was cancelled; all that it had taken in has ended and is in the archive."""
 
 
 class Progress(Record):
@@ -40,6 +50,7 @@ class Progress(Record):
     cancelled: int
     in_flight: int
     reward_mean: float | None
+    paused: bool = False
 
 
 class Coordinator:
@@ -52,9 +63,9 @@ class Coordinator:
         source: the examples.
         archive: where rows go, open; what it holds already is not done again.
         metrics: what the archive holds already has been added.
-        window: how many rollouts may be open at once.
+        window: how many rollouts may be open at once; ``None``: as many as fit the fleet.
         on_progress: called after each batch of ended rollouts, and every half second.
-        grace: seconds that rollouts in flight may go on after ``interrupt``.
+        cancel: ends what is still open of this run, which was cancelled.
     """
 
     def __init__(
@@ -66,27 +77,48 @@ class Coordinator:
         source: Source,
         archive: Archive,
         metrics: Metrics,
-        window: int,
+        window: int | None,
         on_progress: Callable[[Progress], None],
-        grace: float = 10.0,
+        cancel: Callable[[], Awaitable[object]],
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._spec = spec
-        self._source = source
         self._archive = archive
         self._metrics = metrics
-        self._window = window
         self._on_progress = on_progress
-        self._grace = grace
+        self._cancel = cancel
+        self._grace = 0.0
         self._interrupted = asyncio.Event()
-        self._in_flight = 0
+        self._status: RunStatus | None = None
+        self._cancelled = False
+        self._healed_before = Healed()
         self._total = source.count * spec.samples
+        self._window = Window(ledger, window)
+        self._feeder = Feeder(
+            ledger=ledger,
+            publisher=publisher,
+            run_id=spec.run_id,
+            samples=spec.samples,
+            source=source,
+            archive=archive,
+            window=self._window,
+            reopen=self._reopen,
+        )
+        self._aggregator = Aggregator(
+            ledger=ledger,
+            run_id=spec.run_id,
+            archive=archive,
+            metrics=metrics,
+            total=self._total,
+            on_batch=self._on_batch,
+        )
 
-    def interrupt(self) -> None:
-        """Stop pulling; ``run`` raises ``Interrupted`` once what is in flight has ended or the grace period
-        is over.
+    def interrupt(self, grace: float) -> None:
+        """Stop pulling; ``run`` raises ``Interrupted`` once what is in flight has ended, after ``grace``
+        seconds at the latest.
         """
+        self._grace = grace
         self._interrupted.set()
 
     async def run(self) -> RunMetrics:
@@ -94,52 +126,46 @@ class Coordinator:
 
         Raises:
             Interrupted: ``interrupt`` was called.
-            StorageError: the archive cannot be written. The ledger keeps what was not archived.
+            Cancelled: somebody cancelled the run.
+            StorageError: the archive cannot be written, and waiting will not help. The ledger keeps what was
+                not archived.
         """
-        run_id = self._spec.run_id
-        status = await patiently(self._open)
-        feeder = Feeder(
-            ledger=self._ledger,
-            publisher=self._publisher,
-            run=status,
-            source=self._source,
-            done=self._archive.done_samples,
-            window=self._window,
-        )
-
-        def batch_done() -> None:
-            feeder.room_changed.set()
-            self._on_progress(self._progress())
-
-        aggregator = Aggregator(
-            ledger=self._ledger,
-            run_id=run_id,
-            archive=self._archive,
-            metrics=self._metrics,
-            total=self._total,
-            on_batch=batch_done,
-        )
-        parts = [asyncio.create_task(part) for part in (feeder.run(), self._watch())]
-        end = asyncio.create_task(aggregator.run())
+        work = asyncio.create_task(self._work())
         stop = asyncio.create_task(self._interrupted.wait())
         try:
-            await self._first_end(end, stop, parts)
-            if not end.done():
-                await self._wind_down(end)
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await self._wind_down(work)
+            await work
         finally:
-            for task in (*parts, end, stop):
+            for task in (work, stop):
                 task.cancel()
-            await asyncio.gather(*parts, end, stop, return_exceptions=True)
+            await asyncio.gather(work, stop, return_exceptions=True)
+        counts = self._metrics.counts()
+        if self._cancelled and counts.succeeded + counts.failed < self._total:
+            raise Cancelled
+        return self._metrics.snapshot(accepted=self._archive.count)
+
+    async def _work(self) -> None:
+        """Open the run, feed and aggregate it to its end, and let the ledger forget it."""
+        await patiently(self._open)
+        async with beside(self._feeder.run(), self._watch()) as during:
+            await during(self._aggregator.run())
+        run_id = self._spec.run_id
+        await patiently(self._look)
         await patiently(partial(self._ledger.set_run_state, run_id, RunState.ENDED))
         await patiently(partial(self._ledger.forget_run, run_id))
-        return self._metrics.snapshot(accepted=self._total)
 
-    async def _open(self) -> RunStatus:
+    async def _open(self) -> None:
         """Open the run, or take up one that stands: then what waits is published again, for nobody knows if
         it was.
         """
         run_id = (await self._ledger.open_run(self._spec, self._spec.run_id)).run_id
-        await self._ledger.set_run_state(run_id, RunState.OPEN)
+        if not await self._ledger.set_run_state(run_id, RunState.OPEN):
+            status = await self._ledger.run(run_id)
+            if status is None or status.state is RunState.ENDED:  # its coordinator died while it forgot it
+                await self._ledger.forget_run(run_id)
+                await self._ledger.open_run(self._spec, run_id)
         status = await self._ledger.run(run_id)
         if status is None:
             msg = f"run {run_id} vanished from the ledger"
@@ -147,36 +173,31 @@ class Coordinator:
         if status.cursor:
             for stage in Stage:
                 await self._publisher.publish(await self._waiting(stage))
-        return status
+
+    async def _reopen(self) -> None:
+        """Open a run anew that the ledger has lost (a flush, a failover, a Redis that forgot what it had not
+        yet written to its disk). The feeder starts over and leaves out what the archive holds.
+        """
+        _log.warning("the ledger has lost run %s; it starts over with what the files lack", self._spec.run_id)
+        self._healed_before = self._metrics.healed or Healed()
+        await patiently(partial(self._ledger.open_run, self._spec, self._spec.run_id))
 
     async def _waiting(self, stage: Stage) -> list[Ticket]:
-        _, tickets = await self._ledger.waiting(stage, 0.0, 2 * self._window)
+        _, tickets = await self._ledger.waiting(stage, 0.0, 2 * await self._window.size())
         return [ticket for ticket in tickets if ticket.run_id == self._spec.run_id]
 
-    @staticmethod
-    async def _first_end(
-        end: asyncio.Task[None], stop: asyncio.Task[bool], parts: list[asyncio.Task[None]]
-    ) -> None:
-        """Return when the run has ended or shall stop; raise what any part of it raised."""
-        running: set[asyncio.Task[None] | asyncio.Task[bool]] = {end, stop, *parts}
-        while running & {end, stop} == {end, stop}:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-
-    async def _wind_down(self, end: asyncio.Task[None]) -> None:
+    async def _wind_down(self, work: asyncio.Task[None]) -> None:
         """Start nothing new, wait for what is in flight, and say that the run was interrupted."""
         deadline = time.monotonic() + self._grace
-        run_id = self._spec.run_id
+        self._feeder.stopped = True
         try:
-            await self._ledger.set_run_state(run_id, RunState.PAUSED)
-            while not end.done() and time.monotonic() < deadline and await self._unfinished():
-                await asyncio.wait([end], timeout=min(_DUE_INTERVAL, max(0.0, deadline - time.monotonic())))
+            await self._ledger.set_run_state(self._spec.run_id, RunState.PAUSED)
+            while not work.done() and time.monotonic() < deadline and await self._unfinished():
+                await asyncio.wait([work], timeout=min(_DUE_INTERVAL, max(0.0, deadline - time.monotonic())))
         except LedgerError as error:
             raise Interrupted(str(error)) from error
-        if not end.done():
+        if not work.done():
             raise Interrupted
-        end.result()
 
     async def _unfinished(self) -> int:
         """Return how many rollouts are worked on or wait for the archive: all open ones but queued ones."""
@@ -184,22 +205,46 @@ class Coordinator:
         return status.open - status.queued if status else 0
 
     async def _watch(self) -> None:
-        """Publish retries when they are due, sooner than the sweep would, and count what is in flight."""
+        """Publish retries when they are due, sooner than the sweep would, see how the run stands, and end it
+        when it was cancelled.
+        """
         while True:
-            if status := await patiently(partial(self._ledger.run, self._spec.run_id)):
-                self._in_flight = status.in_flight
-                self._on_progress(self._progress())
+            await patiently(self._look)
+            self._on_progress(self._progress())
+            if self._cancelled:
+                await self._end_cancelled()
             if due := await patiently(partial(self._ledger.promote_due, _LARGEST_BATCH)):
                 await patiently(partial(self._publisher.publish, due))
             await asyncio.sleep(_DUE_INTERVAL)
 
+    async def _look(self) -> None:
+        """Take note of how the run stands in the ledger."""
+        self._status = status = await self._ledger.run(self._spec.run_id)
+        if status is not None:
+            healed = Healed(**{name: getattr(status, name) for name in Healed.model_fields})
+            self._metrics.healed = self._healed_before + healed
+            self._cancelled |= status.state is RunState.CANCELLED
+
+    async def _end_cancelled(self) -> None:
+        """Feed no more, end what is open, and stop once the archive holds all of it."""
+        self._feeder.stopped = True
+        if self._status is not None and self._status.accepted > self._status.ended:
+            await patiently(self._cancel)
+        elif self._status is None or self._status.open == 0:
+            self._aggregator.stopped = True
+
+    def _on_batch(self) -> None:
+        self._feeder.room_changed.set()
+        self._on_progress(self._progress())
+
     def _progress(self) -> Progress:
-        rollouts = self._metrics.counts()
+        rollouts, status = self._metrics.counts(), self._status
         return Progress(
             total=self._total,
             succeeded=rollouts.succeeded,
             failed=rollouts.failed,
             cancelled=rollouts.cancelled,
-            in_flight=min(self._in_flight, self._total - rollouts.ended),
+            in_flight=min(status.in_flight if status else 0, self._total - rollouts.ended),
             reward_mean=self._metrics.mean_reward,
+            paused=status is not None and status.state is RunState.PAUSED,
         )

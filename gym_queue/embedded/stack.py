@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -28,15 +29,21 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _WATCH_INTERVAL = 0.1
-_SHORT_LIFE = 10.0
-"""Seconds. A part that lived longer than this starts again with a clean record."""
+_LONG_LIFE = 10.0
+"""Seconds. Of a part without a lease, one that lives longer than this can start."""
 
 _CHANCES_BEFORE_READY = 3
 """Nothing is fed before the workers are ready, so a part that keeps dying by then is broken itself."""
 
-_CHANCES_WHEN_READY = 10
-"""A rollout that kills its worker is tried again before it is failed: that must not take the stack down."""
+_CHANCES_TO_START = 10
+"""Starts in a row that a part may fail at while the run makes no progress."""
 
+_CHANCES = 50
+"""Deaths in a row that a part may die while the run makes no progress. So many, because rollouts that kill
+their workers are told from the others by elimination, and until that is done nothing else may end.
+"""
+
+_FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
 _WITHOUT_LEASE = frozenset({"redis", "beat"})
 
@@ -65,16 +72,30 @@ class CeleryPart:
         self.process = spawn(self.argv, self.log, environment={**os.environ, **self.variables})
 
 
+@dataclass(frozen=True)
+class Death:
+    """A process that died. ``words`` go on where a sentence names it: how it ended, and what it said last."""
+
+    pid: int
+    words: str
+
+
 @dataclass
 class _Record:
-    """How a part has done so far. ``due`` is when to start it again; ``None`` while it runs."""
+    """How a part has done so far. ``due`` is when to start it again; ``None`` while it runs.
+
+    ``early`` counts deaths in a row before it had started, ``vain`` those without progress of the run since
+    the one before; ``progress`` is how far the run was at the last.
+    """
 
     started: float = field(default_factory=time.monotonic)
-    short_lives: int = 0
+    early: int = 0
+    vain: int = 0
+    progress: int = 0
     due: float | None = None
 
 
-def celery_commands(run_dir: Path, workers: int, verifiers: int, suffix: str = "") -> dict[str, list[str]]:
+def celery_commands(workers: int, verifiers: int, suffix: str = "") -> dict[str, list[str]]:
     """Return the command of each Celery process by the name of its part (and of its log)."""
     celery = [sys.executable, "-m", "celery", "-A"]
     commands = {
@@ -84,7 +105,8 @@ def celery_commands(run_dir: Path, workers: int, verifiers: int, suffix: str = "
     if verifiers:
         node = f"cpu{suffix}@%h"
         commands["cpu"] = [*celery, "workers.cpu", "worker", "-n", node, "--concurrency", str(verifiers)]
-    commands["beat"] = [*celery, "beat", "beat", "-s", str(run_dir / "beat-schedule")]
+    if commands:  # a fleet that has all the workers has its own
+        commands["beat"] = [*celery, "beat", "beat"]
     return commands
 
 
@@ -92,10 +114,11 @@ class EmbeddedStack:
     """Everything that one run needs on this machine.
 
     Enter it on the main thread: the processes die with the thread that did (``children.spawn`` says why).
+    With no ``workers`` and no ``verifiers`` it has no process but that of Redis: others do the work.
     ``redis_url`` is left alone where the user set it; otherwise a Redis of our own starts in
-    ``run_dir/redis``, with what an earlier command left there, or without if ``fresh``. After entering,
-    ``settings`` carry the URL to use. ``wait_ready`` before the work, and keep ``supervise`` running beside
-    both.
+    ``run_dir/redis``, with what an earlier command left there, or without if ``fresh``, and what is too large
+    for it lies in ``run_dir/payloads``. After entering, ``settings`` carry the URLs to use. ``wait_ready``
+    before the work, and keep ``supervise`` running beside both.
     """
 
     def __init__(
@@ -150,10 +173,19 @@ class EmbeddedStack:
             self._add("redis", self._redis)
             await asyncio.to_thread(self._redis.wait_ready)
             self.settings = self.settings.model_copy(update={"redis_url": self._redis.url})
+            await asyncio.to_thread(self._keep_payloads)
         variables = environment(self.settings)
-        commands = celery_commands(self.run_dir, self.workers, self.verifiers, self._suffix)
+        commands = celery_commands(self.workers, self.verifiers, self._suffix)
         for name, argv in commands.items():
             self._add(name, CeleryPart(argv, logs / f"{name}.log", variables))
+
+    def _keep_payloads(self) -> None:
+        """Keep beside our own Redis what is too large for it, unless the user said where."""
+        folder = self.run_dir / "payloads"
+        if self.fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        if "payload_url" not in self.settings.model_fields_set:
+            self.settings = self.settings.model_copy(update={"payload_url": str(folder)})
 
     def _add(self, name: str, part: Part) -> None:
         self.parts[name] = part
@@ -187,24 +219,43 @@ class EmbeddedStack:
             if name not in _WITHOUT_LEASE and (part.process is None or part.process.pid not in pids)
         ]
 
-    async def supervise(self, died: Callable[[int], object] | None = None) -> None:
-        """Start what died again, each time a little later, until cancelled.
+    async def supervise(
+        self, died: Callable[[Death], object] = lambda _: None, progress: Callable[[], int] = lambda: 0
+    ) -> None:
+        """Start what died again, until cancelled; what cannot start, each time a little later.
 
-        ``died`` is told the id of each process that died, so that its work can be given back at once: nobody
-        else knows it to be dead before its lease has run out.
+        A rollout may kill its worker, and many may do so many times: that takes no part down for good, as
+        long as others end in between.
+
+        Args:
+            died: is told each death, so that the work can be given back at once: nobody else knows of it
+                before a lease has run out.
+            progress: a number that grows with the run.
 
         Raises:
-            StackError: a part keeps dying; the sentence has its last words.
+            StackError: a part keeps dying in vain; the sentence has its last words.
         """
+        for record in self._records.values():
+            record.progress = progress()
         while True:
             for name, part in self.parts.items():
-                pid = self._look_after(name, part, self._records[name])
-                if pid is not None and died is not None:
-                    died(pid)
+                death = self._look_after(name, part, self._records[name], progress)
+                if death is not None:
+                    died(death)
             await asyncio.sleep(_WATCH_INTERVAL)
 
-    def _look_after(self, name: str, part: Part, record: _Record) -> int | None:
-        """Start a part that is due, or note one that died and return the id it had."""
+    def could_start(self, pid: int) -> None:
+        """Take note that a process which died had been ready for work: it may start again soon."""
+        for name, part in self.parts.items():
+            record = self._records[name]
+            if part.process is not None and part.process.pid == pid and record.due is not None:
+                record.early = 0
+                record.due = min(record.due, time.monotonic() + _FIRST_BACKOFF)
+
+    def _look_after(
+        self, name: str, part: Part, record: _Record, progress: Callable[[], int]
+    ) -> Death | None:
+        """Start a part that is due, or note one that died."""
         now = time.monotonic()
         if record.due is not None:
             if now >= record.due:
@@ -215,17 +266,21 @@ class EmbeddedStack:
         status = process.poll() if process else None
         if process is None or status is None:
             return None
-        record.short_lives = record.short_lives + 1 if now - record.started < _SHORT_LIFE else 1
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        chances = _CHANCES_WHEN_READY if self._ready else _CHANCES_BEFORE_READY
-        if record.short_lives >= chances:
-            times = f"{record.short_lives} times in a row"
-            msg = f"{name} {how}, {times}; its last words ({part.log}): {last_words(part.log)}"
+        words = f"its last words ({part.log}): {last_words(part.log)}"
+        record.vain = 1 if progress() > record.progress else record.vain + 1
+        record.progress = progress()
+        started = name in _WITHOUT_LEASE and now - record.started >= _LONG_LIFE
+        record.early = 0 if started else record.early + 1
+        if record.vain >= _CHANCES or min(record.vain, record.early) >= (
+            _CHANCES_TO_START if self._ready else _CHANCES_BEFORE_READY
+        ):
+            msg = f"{name} {how}, {record.vain} times in a row with no progress in between; {words}"
             raise StackError(msg)
-        delay = min(_LONGEST_BACKOFF, 0.5 * 2.0 ** (record.short_lives - 1))
+        delay = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** (max(1, record.early) - 1))
         record.due = now + delay
         _log.warning("%s %s; it starts again in %g s (log: %s)", name, how, delay, part.log)
-        return process.pid
+        return Death(process.pid, f"{how}; {words}")
 
     async def stop(self, grace: float) -> None:
         """End all parts: TERM, up to ``grace`` seconds for workers to finish, KILL. Redis goes last."""

@@ -91,11 +91,16 @@ class ClaimedSample(Record):
 
 
 class Claim(Record):
-    """What a worker owns after claiming a ticket: the example and the samples that were still wanted."""
+    """What a worker owns after claiming a ticket: the example and the samples that were still wanted.
+
+    ``opened_at`` is the run's (see ``RunStatus``): what a rollout may take in all counts from there, if that
+    is later than when it was accepted.
+    """
 
     example: Example
     samples: tuple[ClaimedSample, ...]
     claimed_at: float
+    opened_at: float = 0.0
 
 
 class OwnedAttempt(Record):
@@ -223,7 +228,10 @@ class Ledger(Protocol):
         ...
 
     async def set_run_state(self, run_id: str, state: RunState) -> bool:
-        """Move a run between open and paused, or to a final state. Returns false if it was final already."""
+        """Move a run between open and paused, or to a final state. Returns false if it was final already.
+
+        To open it, even one that is open, starts its rollouts' time anew (``RunStatus.opened_at``).
+        """
         ...
 
     async def forget_run(self, run_id: str) -> None:
@@ -321,6 +329,10 @@ class Ledger(Protocol):
         """Return attempts a worker owns: all of them, or only those ``overdue_by`` seconds past their
         deadline.
         """
+        ...
+
+    async def claimed(self, worker: str, limit: int) -> list[Fence]:
+        """Return the attempts that a worker owns by its own list, their names only. Some may have ended."""
         ...
 
     async def drop_lease(self, worker: str) -> None:

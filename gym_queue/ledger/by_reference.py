@@ -57,8 +57,8 @@ _log = logging.getLogger(__name__)
 _LARGEST_READ = 32 * 2**20
 """Bytes of rows handed to the archive at once, about: they are all in memory."""
 
-_PATIENCE = 30.0
-"""Seconds that a claim waits for payloads that cannot be read for now; its lease has that margin."""
+_PATIENCE = 5.0
+"""Seconds that a claim waits for payloads that cannot be read for now."""
 
 _LONGEST_PAUSE = 5.0
 
@@ -127,6 +127,7 @@ class ByReference:
         self.waiting = inner.waiting
         self.heartbeat = inner.heartbeat
         self.leases = inner.leases
+        self.claimed = inner.claimed
         self.drop_lease = inner.drop_lease
         self.close = inner.close
 

@@ -1,6 +1,4 @@
-"""The ledger in this process's memory: the twin of the Redis ledger for tests and for reading what the
-contract means.
-"""
+"""The ledger in this process's memory: the Redis ledger's twin, for tests and for reading the contract."""
 
 from __future__ import annotations
 
@@ -65,10 +63,6 @@ class _Run:
     results: dict[int, Event] = field(default_factory=dict)
     position: int = 0
 
-    def sample(self, example_index: int, sample_index: int) -> _Sample | None:
-        group = self.groups.get(example_index)
-        return group.samples.get(sample_index) if group else None
-
     def count(self, **changes: int) -> None:
         values = {name: getattr(self.status, name) + by for name, by in changes.items()}
         self.status = self.status.model_copy(update=values)
@@ -88,6 +82,11 @@ class MemoryLedger:
         self._leases: dict[str, tuple[float, dict[str, str]]] = {}
         self._changed = asyncio.Condition()
 
+    def _find(self, run_id: str, example_index: int, sample_index: int) -> tuple[_Run | None, _Sample | None]:
+        run = self._runs.get(run_id)
+        group = run.groups.get(example_index) if run else None
+        return run, group.samples.get(sample_index) if group else None
+
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
         """See ``Ledger.open_run``."""
         if idempotency_key not in self._keys:
@@ -95,7 +94,8 @@ class MemoryLedger:
                 msg = f"run {spec.run_id} was submitted under another idempotency key"
                 raise ConflictError(msg)
             self._keys[idempotency_key] = spec.run_id
-            self._runs[spec.run_id] = _Run(RunStatus(spec=spec, state=RunState.OPEN), idempotency_key)
+            status = RunStatus(spec=spec, state=RunState.OPEN, opened_at=self._clock())
+            self._runs[spec.run_id] = _Run(status, idempotency_key)
         run_id = self._keys[idempotency_key]
         standing = self._runs[run_id].status.spec
         if standing.identity() != spec.identity():
@@ -119,7 +119,8 @@ class MemoryLedger:
         run = self._runs.get(run_id)
         if run is None or run.status.state in _FINAL:
             return False
-        run.status = run.status.model_copy(update={"state": state})
+        opened_at = self._clock() if state is RunState.OPEN else run.status.opened_at
+        run.status = run.status.model_copy(update={"state": state, "opened_at": opened_at})
         return True
 
     async def forget_run(self, run_id: str) -> None:
@@ -185,12 +186,12 @@ class MemoryLedger:
         if ticket.stage is Stage.GENERATE:
             run.count(queued=-len(granted))
         self._leases.setdefault(worker, (now, {}))
-        return Claim(example=group.example, samples=tuple(granted), claimed_at=now)
+        opened_at = run.status.opened_at
+        return Claim(example=group.example, samples=tuple(granted), claimed_at=now, opened_at=opened_at)
 
     async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
         """See ``Ledger.commit``."""
-        run = self._runs.get(fence.run_id)
-        sample = run.sample(fence.example_index, fence.sample_index) if run else None
+        run, sample = self._find(fence.run_id, fence.example_index, fence.sample_index)
         self._claims.get(fence.worker, {}).pop(fence, None)
         if run is None or sample is None or sample.fence != fence:
             if run:
@@ -239,8 +240,7 @@ class MemoryLedger:
     async def end(self, run_id: str, ended: Ended, *, waiting_attempt: int | None = None) -> bool:
         """See ``Ledger.end``."""
         index, number = ended.summary.example_index, ended.summary.sample_index
-        run = self._runs.get(run_id)
-        sample = run.sample(index, number) if run else None
+        run, sample = self._find(run_id, index, number)
         if run is None or sample is None or sample.state in TERMINAL:
             return False
         if waiting_attempt is not None and (sample.fence or sample.attempt != waiting_attempt):
@@ -255,8 +255,7 @@ class MemoryLedger:
     async def revoked(self, worker: str, limit: int) -> list[Fence]:
         """See ``Ledger.revoked``."""
         told = self._revoked.pop(worker, [])
-        if told[limit:]:
-            self._revoked[worker] = told[limit:]
+        self._revoked |= {worker: told[limit:]} if told[limit:] else {}
         return told[:limit]
 
     async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
@@ -282,8 +281,7 @@ class MemoryLedger:
 
     async def whereabouts(self, run_id: str, example_index: int, sample_index: int) -> Whereabouts | None:
         """See ``Ledger.whereabouts``."""
-        run = self._runs.get(run_id)
-        sample = run.sample(example_index, sample_index) if run else None
+        run, sample = self._find(run_id, example_index, sample_index)
         if run is None or sample is None:
             return None
         fence = sample.fence
@@ -371,8 +369,7 @@ class MemoryLedger:
         for fence, deadline in list(self._claims.get(worker, {}).items()):
             if deadline > newest:
                 continue
-            run = self._runs.get(fence.run_id)
-            sample = run.sample(fence.example_index, fence.sample_index) if run else None
+            run, sample = self._find(fence.run_id, fence.example_index, fence.sample_index)
             if run is None or sample is None or sample.fence != fence:
                 del self._claims[worker][fence]
                 continue
@@ -388,6 +385,10 @@ class MemoryLedger:
                 )
             )
         return found[:limit]
+
+    async def claimed(self, worker: str, limit: int) -> list[Fence]:
+        """See ``Ledger.claimed``."""
+        return list(self._claims.get(worker, ()))[:limit]
 
     async def drop_lease(self, worker: str) -> None:
         """See ``Ledger.drop_lease``."""

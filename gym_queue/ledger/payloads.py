@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import time
 import uuid
@@ -27,6 +26,7 @@ from gym_queue.errors import (
     PayloadsNotSharedError,
     UsageError,
 )
+from gym_queue.redis_address import without_password
 from gym_queue.settings import variable
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Payloads:
     """
 
     def __init__(self, url: str, owner: str) -> None:
-        self.url = re.sub(r"://[^@/]*@", "://…@", url)  # for sentences: no passwords
+        self.url = without_password(url)
         self._owner = owner
         self._files = _files(url)
         self._shared: set[str] = set()

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
+from gym_queue.errors import BrokerError
+from gym_queue.maintenance.publication import offer
 from gym_queue.records import Stage
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ class Broker(Protocol):
     """What the audit asks the broker."""
 
     async def depth(self, stage: Stage) -> int:
-        """Return how many tickets lie in the queue of a stage."""
+        """Return how many tickets lie in the queue of a stage. Raises ``BrokerError``."""
         ...
 
 
@@ -30,18 +33,31 @@ async def audit(ledger: Ledger, broker: Broker, publisher: Publisher, grace: flo
     """Publish the oldest tickets that have waited ``grace`` seconds, as many as the broker's queues lack.
 
     One ticket too many is harmless: the claim refuses it. So counting is enough, and no queue is read
-    through. Also publishes retries whose delay is over. Returns how many tickets were published.
+    through. Tickets that wait in a worker's memory (``quarantine``) are lacking too: they come again each
+    time, for another worker may have room; a worker forgets a ticket that it holds already, so they are
+    never more than one a worker. Also publishes retries whose delay is over. Returns how many tickets were
+    published.
     """
     published = 0
     while due := await ledger.promote_due(_BATCH):
-        await publisher.publish(due)
-        published += len(due)
+        published += await offer(publisher, due)
     for stage in Stage:
-        depth = await broker.depth(stage)
-        count, old = await ledger.waiting(stage, grace, _BATCH)
-        missing = old[: max(0, count - depth)]
-        if missing:
-            await publisher.publish(missing)
-            published += len(missing)
-            _log.info("audit: %d %s tickets published again", len(missing), stage)
+        try:
+            published += await _audit_stage(ledger, broker, publisher, stage, grace)
+        except BrokerError as error:
+            _log.warning("the %s queue was not audited: %s", stage, error)
+    return published
+
+
+async def _audit_stage(
+    ledger: Ledger, broker: Broker, publisher: Publisher, stage: Stage, grace: float
+) -> int:
+    depth = await broker.depth(stage)
+    count, old = await ledger.waiting(stage, grace, _BATCH)
+    missing = old[: max(0, count - depth)]
+    published = await offer(publisher, missing)
+    if published:
+        _log.info("audit: %d %s tickets published again", published, stage)
+        for run_id, tickets in Counter(ticket.run_id for ticket in missing).items():
+            await ledger.count_republished(run_id, tickets)
     return published

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from typing import TYPE_CHECKING
 
 from gym_queue import endings
 from gym_queue.endings import Draft, Place
 from gym_queue.ledger.base import Outcome, Retry
-from gym_queue.lifecycle import retry_delay
-from gym_queue.records import Failure, FailureClass, Stage, Timings
+from gym_queue.lifecycle import is_poison
+from gym_queue.maintenance.publication import offer
+from gym_queue.records import Failure, FailureClass, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,23 +27,35 @@ _OVERDUE_BY = 5.0
 
 
 async def reap(ledger: Ledger, publisher: Publisher, worker_timeout: float) -> int:
-    """Requeue what workers silent for ``worker_timeout`` seconds own, and what any worker is overdue with.
+    """Requeue what workers silent for ``worker_timeout`` seconds own, and fail what any worker is overdue
+    with.
 
     Returns how many attempts were taken away.
     """
     taken = 0
     for lease in await ledger.leases():
-        gone = lease.age > worker_timeout
-        while owned := await ledger.owned(lease.worker, None if gone else _OVERDUE_BY, _BATCH):
-            if gone:
-                error = f"worker {lease.worker} was silent for {lease.age:.0f} s"
-                taken += await lose(ledger, publisher, owned, FailureClass.INFRASTRUCTURE, error)
-            else:
-                error = f"worker {lease.worker} ran past the stage's deadline"
-                taken += await lose(ledger, publisher, owned, FailureClass.TIMEOUT, error)
-        if gone:
-            await ledger.drop_lease(lease.worker)
-            _log.warning("worker %s was silent for %.0f s and is given up", lease.worker, lease.age)
+        worker = lease.worker
+        if lease.age > worker_timeout:
+            words = f"worker {worker} was silent for {lease.age:.0f} s"
+            taken += await bury(ledger, publisher, worker, words)
+            _log.warning("%s and is given up", words)
+            continue
+        while owned := await ledger.owned(worker, _OVERDUE_BY, _BATCH):
+            error = f"worker {worker} ran past the stage's deadline"
+            taken += await lose(ledger, publisher, owned, FailureClass.TIMEOUT, error)
+    return taken
+
+
+async def bury(ledger: Ledger, publisher: Publisher, worker: str, last_words: str) -> int:
+    """Take everything away from a worker that is dead, and forget it. Returns how many attempts it had.
+
+    ``last_words`` is a sentence that names the worker and says what is known of its end.
+    """
+    taken, alone = 0, None
+    while owned := await ledger.owned(worker, None, _BATCH):
+        alone = len(owned) == 1 if alone is None else alone
+        taken += await lose(ledger, publisher, owned, FailureClass.INFRASTRUCTURE, last_words, alone=alone)
+    await ledger.drop_lease(worker)
     return taken
 
 
@@ -53,29 +65,45 @@ async def lose(
     attempts: Sequence[OwnedAttempt],
     failure_class: FailureClass,
     error: str,
+    *,
+    alone: bool = False,
 ) -> int:
     """Take attempts away from their worker: each is tried again or, if it may not be, failed. Returns how
     many.
+
+    Args:
+        ledger: where they stand.
+        publisher: where the tickets of the next attempts go.
+        attempts: what is taken.
+        failure_class: ``INFRASTRUCTURE`` where their worker died, so that they may be tried again;
+            ``TIMEOUT`` where they had their full time.
+        error: one sentence.
+        alone: the worker had this one attempt and nothing else, so nothing else can be why it died.
     """
     runs = {run_id: await ledger.run(run_id) for run_id in {attempt.fence.run_id for attempt in attempts}}
     receipts = await asyncio.gather(
         *(
-            ledger.commit(attempt.fence, _outcome(status.spec, attempt, failure_class, error))
+            ledger.commit(
+                attempt.fence, _outcome(status.spec, attempt, failure_class, error, alone=alone), revoke=True
+            )
             for attempt in attempts
             if (status := runs[attempt.fence.run_id]) is not None
         )
     )
-    tickets = [receipt.ticket for receipt in receipts if receipt.ticket is not None]
-    if tickets:
-        await publisher.publish(tickets)
+    await offer(publisher, [receipt.ticket for receipt in receipts if receipt.ticket is not None])
     return sum(receipt.accepted for receipt in receipts)
 
 
-def _outcome(spec: RunSpec, attempt: OwnedAttempt, failure_class: FailureClass, error: str) -> Outcome:
+def _outcome(
+    spec: RunSpec, attempt: OwnedAttempt, failure_class: FailureClass, error: str, *, alone: bool
+) -> Outcome:
     fence = attempt.fence
-    delay = retry_delay(failure_class, attempt.failures + 1, spec.limits, jitter=random.random())
-    if delay is not None:
-        return Retry(delay=delay)
+    if failure_class is FailureClass.INFRASTRUCTURE:
+        losses = fence.losses + 1
+        if not is_poison(losses, spec.limits, alone=alone):
+            return Retry(lost=True, counted=False, reason=error)
+        workers = "a worker" if losses == 1 else f"{losses} workers"
+        error = f"{workers} died with this rollout; the last one: {error}"
     place = Place(
         spec=spec,
         example=attempt.example,
@@ -89,5 +117,5 @@ def _outcome(spec: RunSpec, attempt: OwnedAttempt, failure_class: FailureClass, 
         queued=draft.queued if draft else None,
         generate=draft.generate if draft else None,
     )
-    failure = Failure(failure_class=failure_class, stage=Stage(fence.stage), error=error)
+    failure = Failure(failure_class=failure_class, stage=fence.stage, error=error)
     return endings.failed(place, failure, fence.attempt, timings, draft)

@@ -132,8 +132,8 @@ def test_help_and_flags_need_nothing_heavy() -> None:
     )
     assert result.returncode == 0, result.stderr
     flags = """
-        --model --samples --output --environment --size --resume --head --limit --concurrency --temperature
-        --top-p --max-tokens --seed --priority --workers --verifiers --version
+        --model --samples --output --environment --size --resume --retry --head --limit --concurrency
+        --temperature --top-p --max-tokens --seed --priority --workers --verifiers --version
     """
     for flag in flags.split():
         assert flag in result.stdout

@@ -26,12 +26,17 @@ def unwrapped(ledger: Ledger) -> Ledger:
     return ledger._inner if isinstance(ledger, ByReference) else ledger
 
 
+async def lasting_keys(ledger: RedisLedger) -> set[str]:
+    """Return the keys that have no expiry: nobody will ever delete them."""
+    return {key.decode() for key in await ledger._client.keys("*") if await ledger._client.ttl(key) == -1}
+
+
 async def leftovers(ledger: Ledger) -> list[object]:
-    """Return what is left in a ledger, and beside it."""
+    """Return what is left in a ledger that no time will delete, and beside it."""
     inner = unwrapped(ledger)
     left: list[object] = []
     if isinstance(inner, RedisLedger):
-        left += await inner._client.keys("*")
+        left += await lasting_keys(inner)
     if isinstance(ledger, ByReference):
         assert ledger._payloads is not None
         left += ledger._payloads._files.folders()

@@ -382,17 +382,3 @@ async def test_a_run_that_stands_is_not_taken_by_another_key(ledger: Ledger) -> 
     assert (await counters(ledger))[0] == 2
     await ledger.open_run(spec(run_id="run-2"), "key-2")
     assert {status.spec.run_id for status in await ledger.runs()} == {RUN, "run-2"}
-
-
-async def test_a_forgotten_run_has_no_retries_due_and_no_events(ledger: Ledger) -> None:
-    (ticket,) = await submit(ledger)
-    one, other = await claimed(ledger, ticket)
-    await ledger.commit(one, Retry(delay=0.000001))
-    await ledger.commit(other, ended(other))
-    position = (await ledger.events(RUN, "", 1, 0))[0].position
-    await ledger.forget_run(RUN)
-    await ledger.forget_run(RUN)
-    assert await ledger.promote_due(10) == []
-    assert await ledger.events(RUN, "", 10, 0) == []
-    assert await ledger.acknowledge(RUN, position) == 0
-    assert not (await ledger.commit(one, ended(one))).accepted

@@ -244,6 +244,20 @@ async def test_an_ended_rollout_is_where_it_ended_while_its_group_goes_on(ledger
 # --- forgetting -------------------------------------------------------------------------------------------
 
 
+async def test_a_forgotten_run_has_no_retries_due_and_no_events(ledger: Ledger) -> None:
+    (ticket,) = await submit(ledger)
+    one, other = await claimed(ledger, ticket)
+    await ledger.commit(one, Retry(delay=0.000001))
+    await ledger.commit(other, ended(other))
+    position = (await ledger.events(RUN, "", 1, 0))[0].position
+    await ledger.forget_run(RUN)
+    await ledger.forget_run(RUN)
+    assert await ledger.promote_due(10) == []
+    assert await ledger.events(RUN, "", 10, 0) == []
+    assert await ledger.acknowledge(RUN, position) == 0
+    assert not (await ledger.commit(one, ended(one))).accepted
+
+
 @pytest.mark.parametrize("state", RunState)
 async def test_nothing_stays_of_a_forgotten_run_whatever_it_was_doing(
     ledger: Ledger, state: RunState
@@ -269,3 +283,31 @@ async def test_nothing_stays_of_a_forgotten_run_whatever_it_was_doing(
     await ledger.drop_lease("a")
     assert await ledger.leases() == []
     assert await leftovers(ledger) == []
+
+
+async def test_to_open_a_run_again_starts_its_rollouts_time_anew(ledger: Ledger) -> None:
+    (ticket,) = await submit(ledger)
+    before = await ledger.run(RUN)
+    assert before is not None
+    (rollout, *_) = await ledger.open_rollouts(RUN, 10)
+    assert before.opened_at <= rollout.accepted_at
+    await ledger.set_run_state(RUN, RunState.PAUSED)
+    paused = await ledger.run(RUN)
+    assert paused is not None
+    assert paused.opened_at == before.opened_at
+    await ledger.set_run_state(RUN, RunState.OPEN)
+    after = await ledger.run(RUN)
+    assert after is not None
+    assert after.opened_at > rollout.accepted_at
+    claim = await ledger.claim(ticket, "a", 60)
+    assert claim is not None
+    assert claim.opened_at == after.opened_at
+
+
+async def test_a_worker_can_read_what_it_is_said_to_own(ledger: Ledger) -> None:
+    first, second = await submit(ledger, 2)
+    fences = [*await claimed(ledger, first), *await claimed(ledger, second)]
+    await claimed(ledger, (await ledger.commit(fences[0], Retry())).ticket, "b")
+    assert sorted(await ledger.claimed("a", 10), key=repr) == sorted(fences[1:], key=repr)
+    assert len(await ledger.claimed("a", 2)) == 2
+    assert await ledger.claimed("nobody", 10) == []

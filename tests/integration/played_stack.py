@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pytest
 
     from gym_queue.coordinator.metrics import RunMetrics
+    from gym_queue.embedded.stack import Death
     from gym_queue.records import Ticket
     from gym_queue.settings import Settings
 
@@ -64,7 +65,10 @@ class FakeStack:
             os.kill(os.getpid(), signal.SIGINT)
             await asyncio.Event().wait()
 
-    async def supervise(self, _died: Callable[[int], object]) -> None:
+    def could_start(self, _pid: int) -> None:
+        pass
+
+    async def supervise(self, _died: Callable[[Death], object], _progress: Callable[[], int]) -> None:
         if self.trouble:
             await asyncio.sleep(0)
             raise self.trouble
@@ -83,7 +87,7 @@ class FakeCoordinator:
         self.parts = parts
         self.interrupted = asyncio.Event()
 
-    def interrupt(self) -> None:
+    def interrupt(self, grace: float) -> None:
         self.interrupted.set()
 
     async def run(self) -> RunMetrics:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import signal
 import subprocess
@@ -15,59 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from gym_queue.embedded import stack as stack_module
 from gym_queue.embedded.redis import RedisServer
 from gym_queue.embedded.stack import EmbeddedStack, celery_commands
 from gym_queue.errors import StackError
 from gym_queue.settings import Settings
 from gym_queue.testing import async_wait_until, wait_until
+from tests.integration.played_processes import Pids, play, running, worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-# A worker that says under its name that it is there, then lives until it is told to end.
-WORKER = textwrap.dedent(
-    """
-    import os, signal, sys
-    from redis import Redis
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    name = sys.argv[1]
-    with Redis.from_url(os.environ["GYM_QUEUE_REDIS_URL"]) as client:
-        client.hset("pids", name, os.getpid())
-    print(name, "is up", flush=True)
-    while True:
-        signal.pause()
-    """
-)
-
-
-def play(monkeypatch: pytest.MonkeyPatch, commands: dict[str, list[str]]) -> None:
-    """Let the stack run these commands instead of Celery's."""
-    monkeypatch.setattr(stack_module, "celery_commands", lambda *_: commands)
-
-
-def worker(name: str, program: str = WORKER) -> list[str]:
-    return [sys.executable, "-c", program, name]
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-class Pids:
-    """The processes that said they are there, by name."""
-
-    def __init__(self, url: str) -> None:
-        self.client = Redis.from_url(url, decode_responses=True)
-
-    def read(self) -> dict[str, int]:
-        return {str(name): int(pid) for name, pid in self.client.hgetall("pids").items()}
-
-    async def ready(self) -> set[int]:
-        return set(self.read().values())
 
 
 @pytest.fixture
@@ -103,47 +57,6 @@ async def test_up_ready_and_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {
         "gpu1.log", "gpu2.log", "cpu.log", "beat.log", "redis.log",
     }  # fmt: skip
-
-
-@pytest.mark.usefixtures("own_redis")
-async def test_what_dies_starts_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    play(monkeypatch, {"gpu1": worker("gpu1")})
-    async with EmbeddedStack(Settings(), tmp_path, workers=1, verifiers=0) as stack:
-        dead: list[int] = []
-        supervision = asyncio.create_task(stack.supervise(dead.append))
-        pids = Pids(stack.settings.redis_url)
-        await stack.wait_ready(pids.ready)
-        first = pids.read()["gpu1"]
-        redis = stack.parts["redis"].process
-        assert redis is not None
-        with caplog.at_level(logging.WARNING):
-            os.kill(first, signal.SIGKILL)
-            await async_wait_until(lambda: pids.read()["gpu1"] != first, what="a new worker")
-            redis.kill()
-            await async_wait_until(lambda: stack.parts["redis"].process is not redis, what="a new Redis")
-            await asyncio.to_thread(stack._redis.wait_ready)  # type: ignore[union-attr]
-        assert dead == [first, redis.pid]
-        assert "gpu1 was killed by SIGKILL; it starts again in 0.5 s" in caplog.text
-        assert pids.read()["gpu1"] != first, "Redis has its records back"
-        pids.client.close()
-        supervision.cancel()
-        await asyncio.gather(supervision, return_exceptions=True)
-
-
-@pytest.mark.usefixtures("own_redis")
-async def test_a_worker_that_cannot_start_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = worker("gpu1", "import sys; sys.exit('no module named galaxy')")
-    play(monkeypatch, {"gpu1": broken})
-    async with EmbeddedStack(Settings(), tmp_path, workers=1, verifiers=0) as stack:
-        with pytest.raises(StackError) as refused:
-            await asyncio.wait_for(stack.supervise(), 30)
-    assert "gpu1 ended with status 1, 3 times in a row" in str(refused.value)
-    assert "no module named galaxy" in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.usefixtures("own_redis")
@@ -222,13 +135,15 @@ async def test_a_password_is_asked_for_and_never_shown(
             assert "open sesame" in stack.settings.redis_url
 
 
-def test_no_secret_is_a_process_argument(tmp_path: Path) -> None:
-    commands = celery_commands(tmp_path, 2, 3, "-77")
+def test_no_secret_is_a_process_argument() -> None:
+    commands = celery_commands(2, 3, "-77")
     assert list(commands) == ["gpu1", "gpu2", "cpu", "beat"]
     assert commands["gpu2"][1:] == ["-m", "celery", "-A", "workers.gpu", "worker", "-n", "gpu2-77@%h"]
     assert commands["cpu"][-4:] == ["-n", "cpu-77@%h", "--concurrency", "3"]
-    assert commands["beat"][-2:] == ["-s", str(tmp_path / "beat-schedule")]
-    assert "cpu" not in celery_commands(tmp_path, 1, 0)
+    assert commands["beat"][1:] == ["-m", "celery", "-A", "beat", "beat"]
+    assert list(celery_commands(1, 0)) == ["gpu1", "beat"]
+    assert list(celery_commands(0, 1)) == ["cpu", "beat"]
+    assert celery_commands(0, 0) == {}, "nor beat: a fleet has its own"
 
 
 PARENT = textwrap.dedent(

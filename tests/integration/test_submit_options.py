@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -11,14 +12,10 @@ from click.testing import CliRunner
 from gym_queue import assembly
 from gym_queue.cli import execution
 from gym_queue.cli.submit import main
+from gym_queue.coordinator.run import Interrupted
 from gym_queue.embedded import stack as stack_module
 from gym_queue.errors import EngineUnavailableError
-from gym_queue.ledger.memory import MemoryLedger
-from gym_queue.records import (
-    RunSpec,
-    RunState,
-    RunStatus,
-)
+from gym_queue.records import Limits
 from tests.integration.played_stack import FakeCoordinator, FakeStack, play, rows, submit
 
 if TYPE_CHECKING:
@@ -58,28 +55,63 @@ def test_resume_of_nothing_is_a_run() -> None:
     assert submit("--resume").exit_code == 0
 
 
-def test_resume_does_again_what_is_missing_in_the_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_retry_does_rollouts_of_a_class_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeCoordinator, "failing", {1, 4})  # class verifier
+    assert submit().exit_code == 1
+    monkeypatch.setattr(FakeCoordinator, "failing", set())
+    result = submit("--resume", "--retry", "infrastructure,timeout")
+    assert result.exit_code == 1
+    assert "4 succeeded, 2 failed" in result.stdout
+    result = submit("--resume", "--retry", "verifier, infrastructure")
+    assert result.exit_code == 0, result.output
+    assert "2 rollouts of out.failures.jsonl are done again: 2 verifier" in result.stderr
+    assert "6 succeeded, 0 failed" in result.stdout
+    assert (tmp_path / "out.failures.jsonl").read_bytes() == b""
+    manifest = json.loads((tmp_path / "out.run" / "manifest.json").read_text())
+    assert manifest["command"] == ["in.jsonl", "--model", "stub:", "--samples", "2", "-o", "out.jsonl"]
+    assert manifest["directory"] == str(tmp_path)
+    assert manifest["spec"]["output"] == f"{platform.node()}:{tmp_path / 'out.jsonl'}"
+
+
+def test_an_interrupted_retry_goes_on_without_retrying_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stop(_: FakeCoordinator) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(FakeCoordinator, "failing", {1, 4})
+    assert submit().exit_code == 1
+    monkeypatch.setattr(FakeCoordinator, "stop_after", 1)
+    monkeypatch.setattr(FakeCoordinator, "then", stop)
+    result = submit("--resume", "--retry=verifier")
+    assert result.exit_code == 130
+    assert result.stderr.endswith(
+        "submit-rollouts in.jsonl --model stub: --samples 2 -o out.jsonl --resume\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("QUEUE_TIMEOUT", 5.0), ("STORE_TIMEOUT", 6.0), ("ROLLOUT_TIMEOUT", 7.0), ("VERIFY_TIMEOUT", 8.0)],
+)
+def test_limits_are_settings_and_part_of_the_runs_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: float
 ) -> None:
-    """Rows deleted by hand: the ledger thinks that they are safe, so its idea of the run is dropped."""
+    before = Limits().model_dump()[setting.lower()]
+    monkeypatch.setenv(f"GYM_QUEUE_{setting}", str(value))
     assert submit().exit_code == 0
     manifest = json.loads((tmp_path / "out.run" / "manifest.json").read_text())
-    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "out.jsonl").write_text("".join(lines[:2]))
-    forgotten: list[str] = []
+    assert manifest["spec"]["limits"][setting.lower()] == value
+    monkeypatch.delenv(f"GYM_QUEUE_{setting}")
+    result = submit("--resume")
+    assert result.exit_code == 2
+    assert f"these settings: {setting.lower()} was {value}, now {before}\n" in result.stderr
 
-    class Ledger(MemoryLedger):
-        async def run(self, run_id: str) -> RunStatus | None:
-            spec = RunSpec.model_validate(manifest["spec"])
-            assert run_id == spec.run_id
-            return RunStatus(spec=spec, state=RunState.OPEN, accepted=6, succeeded=6, archived=6)
 
-        async def forget_run(self, run_id: str) -> None:
-            forgotten.append(run_id)
-
-    monkeypatch.setattr(assembly, "make_ledger", lambda _: Ledger())
-    assert submit("--resume").exit_code == 0
-    assert forgotten == [manifest["spec"]["run_id"]]
+def test_resume_refuses_other_input(tmp_path: Path) -> None:
+    assert submit().exit_code == 0
+    (tmp_path / "in.jsonl").write_text((tmp_path / "in.jsonl").read_text().replace("red", "blue"))
+    result = submit("--resume")
+    assert result.exit_code == 2
+    assert "cannot be continued with these settings: the content of the input changed\n" in result.stderr
 
 
 def test_an_endpoint_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +164,11 @@ def test_a_settings_file_that_cannot_be_read(tmp_path: Path) -> None:
     [
         (["--head", "http://head"], "submitting to a head is not possible in this version"),
         (["--size", "3"], "--size is for an environment's own examples"),
+        (["--retry", "timeout"], "--retry is for output that is there: give --resume as well"),
+        (
+            ["--resume", "--retry", "timeout,infrastucture"],
+            "there is no failure class 'infrastucture'; did you mean infrastructure?",
+        ),
         (["--samples", "0"], "Invalid value for '--samples'"),
         (["--top-p", "0"], "Invalid value for '--top-p'"),
     ],
@@ -172,5 +209,23 @@ def test_the_stack_is_as_large_as_asked(monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == [(3, 2, True)]
 
 
+@pytest.mark.parametrize(("workers", "verifiers"), [("0", "0"), ("0", "1"), ("1", "0")])
+def test_no_worker_of_ones_own_needs_a_redis_where_others_are(
+    workers: str, verifiers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--workers", workers, "--verifiers", verifiers]
+    result = submit(*arguments)
+    assert result.exit_code == 2
+    flag = "--workers" if workers == "0" else "--verifiers"
+    assert f"{flag} 0 leaves that work to workers elsewhere: set GYM_QUEUE_REDIS_URL" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+    monkeypatch.setenv("GYM_QUEUE_REDIS_URL", "redis://elsewhere:6379/0")
+    result = submit(*arguments)
+    assert result.exit_code == 0, result.output
+    assert ("no worker is started here" in result.stderr) == (workers == verifiers)
+
+
 def test_the_names_played_here_exist() -> None:
-    assert {"supervise", "wait_ready", "__aenter__", "__aexit__"} <= set(dir(stack_module.EmbeddedStack))
+    played = {"supervise", "could_start", "wait_ready", "__aenter__", "__aexit__"}
+    assert played <= set(dir(stack_module.EmbeddedStack))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gym_queue.engines.stub import StubEngine, StubOptions
 from gym_queue.environments.base import Environment, Observation
+from gym_queue.errors import BrokerError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.pipeline import Pipeline
 from gym_queue.records import Example, Group, Limits, Message, RunSpec, Stage, Ticket, Verdict
@@ -25,12 +26,15 @@ RUN = "run-1"
 
 
 class RecordingPublisher:
-    """Keeps what would go to the broker."""
+    """Keeps what would go to the broker, unless it is ``away``."""
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
+        self.away = False
 
     async def publish(self, tickets: Sequence[Ticket]) -> None:
+        if self.away:
+            raise BrokerError
         self.tickets += tickets
 
     def take(self) -> list[Ticket]:
@@ -119,13 +123,19 @@ class Road:
     ledger: Ledger = field(default_factory=MemoryLedger)
     publisher: RecordingPublisher = field(default_factory=RecordingPublisher)
     worker: str = "gpu"
+    slots: int | None = None
 
     def __post_init__(self) -> None:
         async def engine(_: str) -> AnyEngine:
             return self.engine
 
         self.pipeline = Pipeline(
-            self.ledger, self.publisher, engine, lambda _: self.world, worker=self.worker
+            self.ledger,
+            self.publisher,
+            engine,
+            lambda _: self.world,
+            worker=self.worker,
+            slots=self.slots,
         )
 
     async def submit(self, *groups: Group, **changes: Any) -> list[Ticket]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gym_queue.coordinator.archive import Archive
@@ -14,6 +15,7 @@ from gym_queue.coordinator.run import Coordinator
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.maintenance.audit import audit
+from gym_queue.maintenance.cancel import cancel_run
 from gym_queue.maintenance.reap import reap
 from gym_queue.pipeline import Pipeline
 from gym_queue.records import Example, Limits, RunSpec, Stage, Ticket
@@ -24,11 +26,24 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
+    import pytest
+
     from gym_queue.coordinator.run import Progress
     from gym_queue.environments.base import Environment
-    from gym_queue.ledger.base import Ledger
+    from gym_queue.ledger.base import Event, Ledger
+    from gym_queue.records import Group, RunStatus
 
 SAMPLES = 2
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what waits out a ledger or a disk, or looks now and then, wait next to nothing."""
+    monkeypatch.setattr("gym_queue.coordinator.patience._FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("gym_queue.pipeline.random.random", lambda: 0.0)
+    monkeypatch.setattr("gym_queue.coordinator.run._DUE_INTERVAL", 0.01)
+    monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 0.01)
+    monkeypatch.setattr("gym_queue.coordinator.aggregator._WAIT", 0.01)
+    monkeypatch.setattr("gym_queue.coordinator.aggregator._FULL_DISK_PAUSE", 0.01)
 
 
 class Examples:
@@ -82,9 +97,11 @@ class Stack:
         self.pipeline = Pipeline(self.ledger, self.queues, get_engine, lambda _: environment, worker="worker")
 
     @asynccontextmanager
-    async def up(self) -> AsyncIterator[None]:
+    async def up(self, *, sweep: bool = True) -> AsyncIterator[None]:
         """Run a worker and a sweep beside the test."""
-        tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._sweep())]
+        tasks = [asyncio.create_task(self._work())]
+        if sweep:
+            tasks.append(asyncio.create_task(self._sweep()))
         try:
             yield
         finally:
@@ -111,6 +128,36 @@ class Stack:
             await asyncio.sleep(0.005)
 
 
+class WatchedLedger(MemoryLedger):
+    """Remembers how many rollouts were ever open at once, and can hide the results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most_open: dict[str, int] = {}
+        self.accepted: list[tuple[int, int]] = []
+        self.hidden = False
+
+    async def accept(
+        self, run_id: str, cursor: int, next_cursor: int, groups: Sequence[Group]
+    ) -> list[Ticket]:
+        tickets = await super().accept(run_id, cursor, next_cursor, groups)
+        now = (await self.status(run_id)).open
+        self.most_open[run_id] = max(self.most_open.get(run_id, 0), now)
+        self.accepted += [(group.example_index, sample) for group in groups for sample in group.samples]
+        return tickets
+
+    async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
+        if self.hidden:
+            await asyncio.sleep(0)
+            return []
+        return await super().events(run_id, after, limit, wait)
+
+    async def status(self, run_id: str = RUN) -> RunStatus:
+        status = await self.run(run_id)
+        assert status is not None
+        return status
+
+
 class Output:
     """A run's files, as each of its coordinators finds them."""
 
@@ -125,9 +172,8 @@ class Output:
         examples: int,
         *,
         archive: type[Archive] = Archive,
-        window: int = 8,
+        window: int | None = 8,
         priority: int = 0,
-        grace: float = 10.0,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> AsyncIterator[Coordinator]:
         """Make a coordinator that continues what the files hold."""
@@ -149,7 +195,7 @@ class Output:
                 metrics=metrics,
                 window=window,
                 on_progress=on_progress,
-                grace=grace,
+                cancel=partial(cancel_run, stack.ledger, self.name, "the run was cancelled"),
             )
 
     def places(self) -> list[tuple[int, int]]:

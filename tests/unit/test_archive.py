@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gym_queue.coordinator.archive import Archive, paths, read_summary
+from gym_queue.coordinator.archive import Archive, paths
+from gym_queue.coordinator.rows import read_summary
 from gym_queue.errors import StorageError, UsageError
 from gym_queue.records import FailedRow, SucceededRow
 from tests.unit.output_rows import ended, places

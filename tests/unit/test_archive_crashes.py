@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gym_queue.coordinator.archive import Archive, paths
-from gym_queue.errors import StorageError
+from gym_queue.errors import DiskFullError, StorageError
 from gym_queue.records import RolloutRow
 from tests.unit.output_rows import State, ended, places
 
@@ -66,8 +66,10 @@ def test_a_batch_that_cannot_be_stored_leaves_no_trace(
 
         with monkeypatch.context() as patch:
             patch.setattr(os, failing, second_call_fails)
+            waiting_helps = DiskFullError if reason != errno.EIO else StorageError
             with pytest.raises(StorageError) as caught:
                 archive.append(batch)
+        assert type(caught.value) is waiting_helps
         assert str(caught.value) == f"{archive.paths.failures} cannot be written: {os.strerror(reason)}"
         assert (out.read_bytes(), archive.paths.failures.read_bytes()) == before
         assert (archive.count, archive.duplicates, archive.done_samples(1)) == (2, 0, [])

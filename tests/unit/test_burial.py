@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from typing import TYPE_CHECKING
 
 from gym_queue.cli.burial import bury_as_they_die, hand_back_of_the_dead, leased
+from gym_queue.embedded.stack import Death
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.records import Example, Group, Limits, RunSpec, Stage, Ticket
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from gym_queue.ledger.base import Lease
+    from gym_queue.ledger.base import Lease, OwnedAttempt
 
 DEAD, ALIVE = 4242, 4343
 HERE = machine()
@@ -30,6 +32,9 @@ class FakePublisher:
 
     async def publish(self, tickets: Sequence[Ticket]) -> None:
         self.tickets.extend(tickets)
+
+    async def depth(self, _: Stage) -> int:
+        return 0
 
 
 def group(index: int) -> Group:
@@ -81,53 +86,71 @@ async def test_what_an_earlier_command_left_is_given_back() -> None:
     assert claim.samples[0].failures == 0, "nobody failed"
 
 
-async def again(ledger: MemoryLedger, publisher: FakePublisher, after: Ticket) -> set[Ticket]:
-    """Return the tickets of what was given back: published, or due at once."""
-    return {*publisher.tickets, *await ledger.promote_due(10)} - {after}
+async def buried(ledger: MemoryLedger, worker: str) -> bool:
+    return worker not in {lease.worker for lease in await ledger.leases()}
 
 
 async def test_a_worker_is_buried_as_it_dies() -> None:
     ledger, publisher = MemoryLedger(), FakePublisher()
     await at_work(ledger, {"dead": (HERE, DEAD), "twin": ("elsewhere", DEAD), "other": (HERE, ALIVE)})
-    deaths: asyncio.Queue[int] = asyncio.Queue()
-    gravedigger = asyncio.create_task(bury_as_they_die(deaths, ledger, publisher))
-
-    async def buried() -> bool:
-        return await owners(ledger) == {"twin", "other"}
-
+    deaths: asyncio.Queue[Death] = asyncio.Queue()
+    ready: list[int] = []
+    gravedigger = asyncio.create_task(bury_as_they_die(deaths, ledger, publisher, ready.append))
     [unclaimed] = await ledger.accept("r", 3, 4, [group(3)])
-    deaths.put_nowait(DEAD)
-    await async_wait_until(buried, what="the burial")
+    deaths.put_nowait(Death(999, "was never a worker"))
+    deaths.put_nowait(Death(DEAD, "was killed by SIGSEGV; its last words: ouch"))
+    await async_wait_until(lambda: buried(ledger, "dead"), what="the burial")
     await async_wait_until(lambda: unclaimed in publisher.tickets, what="what it may have had in its memory")
-    [ticket] = await again(ledger, publisher, after=unclaimed)
+    assert ready == [DEAD]
+    assert await owners(ledger) == {"twin", "other"}
+    [ticket] = {*publisher.tickets} - {unclaimed}
+    assert (ticket.attempt, ticket.losses) == (2, 1)
     claim = await ledger.claim(ticket, "other", 600.0)
     assert claim is not None
-    assert claim.samples[0].failures == 1
+    assert claim.samples[0].failures == 0, "its worker died: nobody knows whose fault it was"
     gravedigger.cancel()
 
 
-async def test_a_ledger_that_does_not_answer_stops_no_burials(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_rollout_that_was_alone_each_time_fails_with_the_last_words() -> None:
     ledger, publisher = MemoryLedger(), FakePublisher()
     await at_work(ledger, {"dead": (HERE, DEAD)})
-    answer, answers = ledger.leases, [LedgerError("Redis is away")]
+    deaths: asyncio.Queue[Death] = asyncio.Queue()
+    gravedigger = asyncio.create_task(bury_as_they_die(deaths, ledger, publisher))
+    for number in range(Limits().max_attempts):
+        deaths.put_nowait(Death(DEAD, "was killed by SIGSEGV; its last words (gpu1.log): ouch"))
+        await async_wait_until(lambda: buried(ledger, "dead"), what="the burial")
+        if number < Limits().max_attempts - 1:
+            await ledger.heartbeat("dead", {"machine": HERE, "pid": str(DEAD)})
+            [ticket] = {ticket for ticket in publisher.tickets if ticket.attempt == number + 2}
+            assert await ledger.claim(ticket, "dead", 600.0)
+    [event] = await ledger.events("r", "", 10, 0.0)
+    row = json.loads(event.row)
+    assert (row["state"], row["class"]) == ("failed", "infrastructure")
+    assert "worker dead was killed by SIGSEGV; its last words (gpu1.log): ouch" in row["error"]
+    gravedigger.cancel()
+
+
+async def test_a_ledger_that_died_with_the_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gym_queue.coordinator.patience._FIRST_PAUSE", 0.0)
+    ledger, publisher = MemoryLedger(), FakePublisher()
+    await at_work(ledger, {"dead": (HERE, DEAD)})
+    leases, owned, troubles = ledger.leases, ledger.owned, [LedgerError("Redis is away") for _ in range(4)]
 
     async def sometimes() -> list[Lease]:
-        if answers:
-            raise answers.pop()
-        return await answer()
+        if len(troubles) > 2:
+            raise troubles.pop()
+        return await leases()
+
+    async def sometimes_owned(*arguments: object) -> list[OwnedAttempt]:
+        if troubles:
+            raise troubles.pop()
+        return await owned(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ledger, "leases", sometimes)
-    deaths: asyncio.Queue[int] = asyncio.Queue()
+    monkeypatch.setattr(ledger, "owned", sometimes_owned)
+    deaths: asyncio.Queue[Death] = asyncio.Queue()
     gravedigger = asyncio.create_task(bury_as_they_die(deaths, ledger, publisher))
-    deaths.put_nowait(DEAD)
-    await async_wait_until(lambda: "waits until its lease runs out: Redis is away" in caplog.text)
-    deaths.put_nowait(DEAD)
-
-    async def buried() -> bool:
-        return not await answer()
-
-    await async_wait_until(buried, what="the burial")
-    assert {ticket.attempt for ticket in publisher.tickets} == {2}  # handed back at the second try
+    deaths.put_nowait(Death(DEAD, "died"))
+    await async_wait_until(lambda: not troubles and buried(ledger, "dead"), what="the burial")
+    assert {ticket.attempt for ticket in publisher.tickets} == {2}
     gravedigger.cancel()

@@ -15,7 +15,7 @@ from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.records import RunState
 from gym_queue.testing import async_wait_until
 from tests.unit.road import RUN, Engine, Gate, run_spec
-from tests.unit.small_stack import FlakyLedger, Output, Stack, everything
+from tests.unit.small_stack import FlakyLedger, Output, Stack, WatchedLedger, everything, hurry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,47 +23,11 @@ if TYPE_CHECKING:
 
     from gym_queue.coordinator.run import Progress
     from gym_queue.ledger.base import Event, Ledger
-    from gym_queue.records import Group, RunStatus, Ticket
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits out a ledger that is away, here waits not at all."""
-    monkeypatch.setattr("gym_queue.coordinator.patience._FIRST_PAUSE", 0.0)
-    monkeypatch.setattr("gym_queue.pipeline.random.random", lambda: 0.0)
-    monkeypatch.setattr("gym_queue.coordinator.run._DUE_INTERVAL", 0.01)
-    monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 0.01)
-    monkeypatch.setattr("gym_queue.coordinator.aggregator._WAIT", 0.01)
-
-
-class WatchedLedger(MemoryLedger):
-    """Remembers how many rollouts were ever open at once, and can hide the results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most_open: dict[str, int] = {}
-        self.accepted: list[tuple[int, int]] = []
-        self.hidden = False
-
-    async def accept(
-        self, run_id: str, cursor: int, next_cursor: int, groups: Sequence[Group]
-    ) -> list[Ticket]:
-        tickets = await super().accept(run_id, cursor, next_cursor, groups)
-        now = (await self.status(run_id)).open
-        self.most_open[run_id] = max(self.most_open.get(run_id, 0), now)
-        self.accepted += [(group.example_index, sample) for group in groups for sample in group.samples]
-        return tickets
-
-    async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
-        if self.hidden:
-            await asyncio.sleep(0)
-            return []
-        return await super().events(run_id, after, limit, wait)
-
-    async def status(self, run_id: str = RUN) -> RunStatus:
-        status = await self.run(run_id)
-        assert status is not None
-        return status
+    hurry(monkeypatch)
 
 
 async def settle() -> None:
@@ -138,10 +102,10 @@ async def test_g9_an_interrupted_run_is_continued_by_the_next_coordinator(tmp_pa
     gate, ledger = Gate(), WatchedLedger()
     stack, output = Stack(ledger=ledger, engine=Engine(gate)), Output(tmp_path)
     async with stack.up():
-        async with output.coordinator(stack, 20, window=8, grace=60.0) as coordinator:
+        async with output.coordinator(stack, 20, window=8) as coordinator:
             run = asyncio.create_task(coordinator.run())
             await async_wait_until(lambda: gate.waiting == 8)
-            coordinator.interrupt()
+            coordinator.interrupt(grace=60.0)
             await async_wait_until(lambda: is_paused(ledger))
             gate.open()  # what is in flight ends, and nothing else begins
             with pytest.raises(Interrupted):
@@ -163,10 +127,10 @@ async def test_what_is_not_done_within_the_grace_period_waits_for_the_next(tmp_p
     gate = Gate()
     stack, output = Stack(engine=Engine(gate)), Output(tmp_path)
     async with stack.up():
-        async with output.coordinator(stack, 5, grace=0.01) as coordinator:
+        async with output.coordinator(stack, 5) as coordinator:
             run = asyncio.create_task(coordinator.run())
             await async_wait_until(lambda: gate.waiting)
-            coordinator.interrupt()
+            coordinator.interrupt(grace=0.01)
             with pytest.raises(Interrupted):
                 await run
         assert output.places() == []

@@ -15,6 +15,8 @@ from gym_queue.lifecycle import (
     TERMINAL,
     WAITING_STATE,
     RolloutState,
+    companions,
+    is_poison,
     retry_delay,
 )
 from gym_queue.records import FailureClass, Limits, Stage
@@ -139,3 +141,37 @@ def test_jitter_only_shortens(failed: int, some: Limits, one: float, other: floa
     long = retry_delay(FailureClass.INFRASTRUCTURE, failed, some, jitter=high)
     assert (short is None) is (long is None)
     assert short is None or long is None or short <= long
+
+
+# --- rollouts whose workers die ---------------------------------------------------------------------------
+
+losses = st.integers(0, 100)
+slots = st.integers(1, 10_000)
+few = st.builds(Limits, max_attempts=st.integers(1, 10))
+
+
+def test_first_nobody_is_suspected_then_few_run_at_once_then_one_alone() -> None:
+    assert [companions(lost, 256, Limits(max_attempts=3)) for lost in range(5)] == [None, None, 16, 1, 1]
+    assert [companions(lost, 256, Limits(max_attempts=2)) for lost in range(4)] == [None, 16, 1, 1]
+    assert companions(0, 256, Limits(max_attempts=1)) is None
+    assert companions(2, 1, Limits(max_attempts=3)) == 2  # 1 would keep all others out
+
+
+@given(losses, slots, few)
+def test_more_losses_never_mean_more_company(lost: int, room: int, some: Limits) -> None:
+    now, then = companions(lost, room, some), companions(lost + 1, room, some)
+    assert now is None or (then is not None and then <= now)
+
+
+def test_g6_poison_is_what_kills_its_worker_alone_after_max_attempts() -> None:
+    three = Limits(max_attempts=3)
+    assert [is_poison(lost, three, alone=True) for lost in (1, 2, 3, 4)] == [False, False, True, True]
+    assert [is_poison(lost, three, alone=False) for lost in (3, 5, 6)] == [False, False, True]
+    assert is_poison(1, Limits(max_attempts=1), alone=False)
+
+
+@given(losses, slots, few)
+def test_who_is_told_to_run_alone_is_poison_at_its_next_death(lost: int, room: int, some: Limits) -> None:
+    """So a rollout kills ``max_attempts + 1`` workers at most, where they know the quarantine."""
+    if companions(lost, room, some) == 1:
+        assert is_poison(lost + 1, some, alone=True)

@@ -5,72 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gym_queue.ledger.base import Ended, Retry
-from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.lifecycle import RolloutState
-from gym_queue.maintenance.audit import audit
-from gym_queue.maintenance.reap import reap
 from gym_queue.records import Limits, RunState, Stage
 from gym_queue.testing import state_of
 from tests.contract.ledger_model import summary
-from tests.unit.road import RUN, Road, World, group
+from tests.unit.road import RUN, World, group
+from tests.unit.silent_fleet import GRACE, LEASE, TIMEOUT, Fleet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
-    from gym_queue.ledger.base import Claim
     from gym_queue.records import Ticket
-
-TIMEOUT, LEASE, GRACE = 300.0, 60.0, 5.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def pass_(self, seconds: float) -> None:
-        self.now += seconds
-
-
-class Broker:
-    """Says how many tickets lie in each queue."""
-
-    def __init__(self) -> None:
-        self.depths = dict.fromkeys(Stage, 0)
-
-    async def depth(self, stage: Stage) -> int:
-        return self.depths[stage]
-
-
-class Fleet(Road):
-    """A road whose workers can fall silent, under a clock of our own."""
-
-    def __init__(self, world: World | None = None) -> None:
-        self.clock = Clock()
-        super().__init__(world=world or World(), ledger=MemoryLedger(self.clock))
-        self.broker = Broker()
-
-    async def claim(self, ticket: Ticket, worker: str) -> Claim:
-        await self.ledger.heartbeat(worker, {})
-        claim = await self.ledger.claim(ticket, worker, LEASE)
-        assert claim is not None
-        return claim
-
-    async def reap(self) -> int:
-        return await reap(self.ledger, self.publisher, TIMEOUT)
-
-    async def audit(self) -> list[Ticket]:
-        """Return what the audit published."""
-        count = await audit(self.ledger, self.broker, self.publisher, GRACE)
-        published = self.publisher.take()
-        assert len(published) == count
-        return published
-
-    async def workers(self) -> set[str]:
-        return {lease.worker for lease in await self.ledger.leases()}
-
 
 # --- reap -------------------------------------------------------------------------------------------------
 
@@ -135,23 +82,85 @@ async def test_an_attempt_past_its_deadline_ends_as_timeout_while_its_worker_liv
     assert (row["state"], row["class"], row["stage"]) == ("failed", "timeout", "generate")
     assert row["error"] == "worker stuck ran past the stage's deadline"
     assert await fleet.workers() == {"stuck"}
+    assert len(await fleet.ledger.revoked("stuck", 10)) == 1
+
+
+async def deaths(fleet: Fleet, tickets: Sequence[Ticket], times: int) -> list[Ticket]:
+    """Let workers claim these tickets and die, one after the other; return what is queued after the last."""
+    for number in range(times):
+        for ticket in tickets:
+            await fleet.claim(ticket, f"victim-{number + 1}")
+        fleet.clock.pass_(TIMEOUT + 1)
+        assert await fleet.reap() == sum(len(ticket.samples) for ticket in tickets)
+        tickets = fleet.publisher.take()
+    return list(tickets)
 
 
 async def test_g6_a_rollout_that_kills_its_workers_is_failed_with_what_is_known() -> None:
     fleet = Fleet()
-    tickets = await fleet.submit(group(0, [0]), limits=Limits(max_attempts=3, retry_base_delay=0.0))
-    for attempt in (1, 2, 3):
-        assert await fleet.rows() == []
-        (ticket,) = tickets
-        await fleet.claim(ticket, f"victim-{attempt}")
-        fleet.clock.pass_(TIMEOUT + 1)
-        assert await fleet.reap() == 1
-        tickets = fleet.publisher.take()
-    assert tickets == []
+    tickets = await fleet.submit(group(0, [0]), limits=Limits(max_attempts=3))
+    tickets = await deaths(fleet, tickets, 2)
+    assert [(ticket.attempt, ticket.losses) for ticket in tickets] == [(3, 2)]
+    assert await fleet.rows() == []
+    assert await deaths(fleet, tickets, 1) == []
     (row,) = await fleet.rows()
     assert (row["state"], row["class"], row["attempt"]) == ("failed", "infrastructure", 3)
-    assert row["error"] == "worker victim-3 was silent for 301 s"
+    assert (
+        row["error"] == "3 workers died with this rollout; the last one: worker victim-1 was silent for 301 s"
+    )
     assert await fleet.workers() == set()
+    status = await fleet.ledger.run(RUN)
+    assert status is not None
+    assert (status.lost, status.retried) == (2, 0)
+
+
+async def test_g6_nobody_is_failed_for_a_death_that_others_may_have_caused() -> None:
+    fleet = Fleet()
+    tickets = await fleet.submit(group(0, [0, 1]), limits=Limits(max_attempts=3))
+    tickets = await deaths(fleet, tickets, 5)
+    assert [(ticket.attempt, ticket.losses) for ticket in tickets] == [(6, 5), (6, 5)]
+    assert await fleet.rows() == []
+    assert await deaths(fleet, tickets, 1) == []  # workers that know no quarantine cannot go on for ever
+    assert [row["class"] for row in await fleet.rows()] == ["infrastructure"] * 2
+
+
+async def test_who_dies_with_more_than_one_batch_is_not_alone_with_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gym_queue.maintenance.reap._BATCH", 2)
+    fleet = Fleet()
+    tickets = await fleet.submit(group(0, [0, 1, 2]), limits=Limits(max_attempts=3))
+    assert len(await deaths(fleet, tickets, 3)) == 3
+
+
+async def test_deaths_leave_other_failures_their_attempts() -> None:
+    fleet = Fleet()
+    tickets = await fleet.submit(group(0, [0]), limits=Limits(max_attempts=3))
+    (ticket,) = await deaths(fleet, tickets, 2)
+    claim = await fleet.claim(ticket, "gpu")
+    assert claim.samples[0].failures == 0
+
+
+async def test_a_worker_that_was_given_up_is_told_what_it_lost() -> None:
+    fleet = Fleet()
+    (ticket,) = await fleet.submit(group(0))
+    claim = await fleet.claim(ticket, "sleeper")
+    fleet.clock.pass_(TIMEOUT + 1)
+    await fleet.reap()
+    assert await fleet.ledger.revoked("sleeper", 10) == [sample.fence for sample in claim.samples]
+
+
+async def test_a_broker_that_is_away_holds_up_no_reaping() -> None:
+    fleet = Fleet()
+    fleet.publisher.away = True
+    one, two = await fleet.submit(group(0), group(1))
+    await fleet.claim(one, "dead")
+    await fleet.claim(two, "gone")
+    fleet.clock.pass_(TIMEOUT + 1)
+    assert await fleet.reap() == 4
+    fleet.publisher.away = False
+    fleet.clock.pass_(GRACE)
+    assert len(await fleet.audit()) == 4
 
 
 async def test_a_verification_that_dies_for_good_keeps_its_trajectory() -> None:
@@ -200,6 +209,32 @@ async def test_g4_lost_tickets_come_again_as_many_as_are_missing_the_oldest_firs
     assert await fleet.audit() == tickets[:2]
     fleet.broker.depths[Stage.GENERATE] = 5
     assert await fleet.audit() == []
+    status = await fleet.ledger.run(RUN)
+    assert status is not None
+    assert status.republished == 2
+
+
+async def test_g4_a_broker_that_is_away_holds_up_no_audit(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = Fleet(World(inline=False))
+    one, two, _ = await fleet.submit(*(group(index, [0]) for index in range(3)))
+    await fleet.pipeline.generate(one)
+    (verify,) = fleet.publisher.take()
+    claim = await fleet.claim(two, "gpu")
+    await fleet.ledger.commit(claim.samples[0].fence, Retry(delay=1.0))
+    fleet.clock.pass_(GRACE)
+    fleet.publisher.away = True
+    assert await fleet.audit() == []
+    assert "tickets are left to the next audit" in caplog.text
+    fleet.publisher.away = False
+    fleet.broker.away = {Stage.GENERATE}
+    assert await fleet.audit() == [verify]
+    assert "the generate queue was not audited" in caplog.text
+    fleet.broker.away = set()
+    fleet.clock.pass_(GRACE)
+    assert {ticket.example_index for ticket in await fleet.audit()} == {0, 1, 2}
+    status = await fleet.ledger.run(RUN)
+    assert status is not None
+    assert status.republished == 4
 
 
 async def test_tickets_on_their_way_to_the_broker_are_given_time() -> None:

@@ -42,12 +42,16 @@ def test_differences_are_sentences() -> None:
     ]
 
 
-def test_another_command_line_or_run_id_is_no_difference() -> None:
-    other = changed(run_id="two").model_copy(update={"command": ("submit-rollouts", "in.jsonl", "--resume")})
+def test_another_command_line_place_or_run_id_is_no_difference() -> None:
+    other = changed(run_id="two", output="elsewhere:/out.jsonl").model_copy(
+        update={"command": ("in.jsonl", "--workers", "3"), "directory": "/elsewhere"}
+    )
     assert manifest.differences(MANIFEST, other) == []
 
 
-@pytest.mark.parametrize("field", sorted(set(RunSpec.model_fields) - {"run_id", "sampling", "limits"}))
+@pytest.mark.parametrize(
+    "field", sorted(set(RunSpec.model_fields) - {"run_id", "output", "sampling", "limits"})
+)
 def test_every_setting_that_identifies_a_run_is_compared(field: str) -> None:
     value: Any = getattr(SPEC, field)
     assert len(manifest.differences(MANIFEST, changed(**{field: value + type(value)(1)}))) == 1

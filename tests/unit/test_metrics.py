@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gym_queue.coordinator.archive import Archive, paths, read_summary
+from gym_queue.coordinator.archive import Archive, paths
 from gym_queue.coordinator.latency import LONGEST, RELATIVE_ERROR, LatencyHistogram
 from gym_queue.coordinator.metrics import Metrics, pass_at_k, write_metrics
+from gym_queue.coordinator.rows import read_summary
 from gym_queue.errors import StorageError
 from gym_queue.records import FailureClass
 from tests.unit.output_rows import State, ended

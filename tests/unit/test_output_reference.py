@@ -12,6 +12,7 @@ from gym_queue.coordinator.latency import Latency
 from gym_queue.coordinator.metrics import (
     STAGES,
     ExampleCounts,
+    Healed,
     RewardMetrics,
     RolloutCounts,
     RunMetrics,
@@ -45,6 +46,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "examples": ExampleCounts,
     "reward": RewardMetrics,
     "tokens": TokenCounts,
+    "healed": Healed,
     "latency": Latency,
 }
 

@@ -187,10 +187,10 @@ def test_without_a_url_there_are_none() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("redis://:secret@host:6379/0", "redis://host:6379/0", True),
+        ("redis://:secret@host:6379/0", "redis://:other@host:6379/0", True),
         ("redis://host:6379/0", "redis://host:6379/1", False),
         ("redis://host:6379/0", "redis://other:6379/0", False),
-        ("redis://localhost:6379/0", "redis://127.0.0.1:6379/0", True),
+        ("sentinel://a:1,b:2/0?master=m", "sentinel://a:1,b:2/0?master=n", False),
         ("unix:///a/redis.sock?db=0", "unix:///b/redis.sock?db=0", False),
     ],
 )

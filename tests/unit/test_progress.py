@@ -72,6 +72,14 @@ def test_a_stuck_run_goes_on_showing_that_it_is_stuck() -> None:
     assert lines[-1] == "[0:00:15] 0/100 rollouts, 0 failed, 7 in flight, 0.0 rollouts/s"
 
 
+def test_a_paused_run_says_so() -> None:
+    stream, clock = io.StringIO(), Clock()
+    view = open_view(stream, 100, 0, clock)
+    clock.now += 10.0
+    view.update(progress(40, cancelled=1).model_copy(update={"paused": True}))
+    assert "41/100 rollouts, paused, 0 failed, 1 cancelled, 7 in flight" in stream.getvalue()
+
+
 def test_what_an_earlier_command_did_is_no_speed() -> None:
     stream, clock = io.StringIO(), Clock()
     view = open_view(stream, 100, 60, clock)

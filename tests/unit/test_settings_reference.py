@@ -15,7 +15,7 @@ ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<default>`[^`]*`|empty) \| (?P<me
 
 def shown(default: object) -> str:
     """Return a default as the page writes it."""
-    if default == "":
+    if default in ("", None):
         return "empty"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"

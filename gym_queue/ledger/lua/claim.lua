@@ -6,13 +6,13 @@
 -- KEYS[5] sorted set   leases                workers by last heartbeat
 -- ARGV waiting state, running state, attempt, worker, nonce of this call, lease in seconds, ticket, losses, then two a
 --      sample: sample index, claim
--- Returns nil if nothing is granted, else {now, example, accepted at, {sample, queued at, failures, payload or ''}, ...}.
+-- Returns nil if nothing is granted, else {now, run opened at, example, accepted at, {sample, queued at, failures, payload or ''}, ...}.
 -- An owner without a lease gets one, for the sweep looks for claims under leases: it may have been given up for dead.
 -- A ticket of a paused run goes to the end of the line, so that the audit gets to see those of other runs.
 -- The nonce lets a call whose answer was lost be repeated: what it was granted, it is granted again.
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
-local state = redis.call('HGET', KEYS[1], 'state')
+local state, opened = unpack(redis.call('HMGET', KEYS[1], 'state', 'opened'))
 if state == 'paused' and ARGV[1] == 'queued' then
   redis.call('ZREM', KEYS[3], '') -- a write that needs no memory: a Redis that is full lets what follows pass
   redis.call('ZADD', KEYS[3], 'XX', now, ARGV[7])
@@ -51,4 +51,4 @@ if started > 0 then
 end
 redis.call('ZADD', KEYS[5], 'NX', now, ARGV[4])
 local group = redis.call('HMGET', KEYS[2], 'example', 'at')
-return { now, group[1], group[2], unpack(granted) }
+return { now, opened, group[1], group[2], unpack(granted) }

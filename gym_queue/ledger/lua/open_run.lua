@@ -12,6 +12,8 @@ if redis.call('EXISTS', KEYS[2]) == 1 then
   return nil
 end
 redis.call('SET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[2], 'spec', ARGV[2], 'state', 'open', 'key', ARGV[4])
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+redis.call('HSET', KEYS[2], 'spec', ARGV[2], 'state', 'open', 'opened', now, 'key', ARGV[4])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 return ARGV[1]

@@ -1,0 +1,250 @@
+"""What is done in each stage of a rollout. Whatever happens there has a class and becomes an ``Outcome``.
+
+Nothing here speaks to the ledger: ``pipeline`` claims before, and commits the outcome afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from pydantic_core import PydanticSerializationError
+
+from gym_queue import endings
+from gym_queue.agents.loop import act
+from gym_queue.endings import Draft, Place
+from gym_queue.errors import (
+    EnvironmentFailedError,
+    GymQueueError,
+    ModelError,
+    PayloadLostError,
+    StageTimeoutError,
+    VerifierError,
+)
+from gym_queue.ledger.base import Generated, Outcome, Retry
+from gym_queue.lifecycle import retry_delay
+from gym_queue.records import Failure, Stage, Timings, Verdict, rollout_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from gym_queue.engines.base import Engine
+    from gym_queue.environments.base import Environment
+    from gym_queue.ledger.base import Claim, ClaimedSample
+    from gym_queue.records import Limits, RunSpec
+
+_log = logging.getLogger(__name__)
+
+
+def longest(stage: Stage, limits: Limits) -> float:
+    """Return how many seconds a stage may take, storing its outcome included: the lease of its claim.
+
+    An environment whose ``verify`` is inline is asked in the first stage, after its session was closed, which
+    is given the time of one call. The worker itself ends each of these in time; the sweep is the backstop.
+    """
+    seconds = limits.verify_timeout + limits.store_timeout
+    if stage is Stage.GENERATE:
+        seconds += limits.generate_timeout + limits.tool_timeout
+    return seconds
+
+
+class Stages:
+    """The work of one worker's attempts; many at once.
+
+    Args:
+        engine: gives the engine of a model; the same object each time.
+        environment: gives the environment of a name; the same object each time.
+        watch: told how many seconds a verifier has, and ``None`` when it is done. Plain code cannot be ended
+            from inside its process; whoever can do it from outside learns here when to.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[str], Awaitable[Engine]],
+        environment: Callable[[str], Environment],
+        watch: Callable[[float | None], object] = lambda _: None,
+    ) -> None:
+        self._engine = engine
+        self._environment = environment
+        self._watch = watch
+
+    async def outcome(self, spec: RunSpec, claim: Claim, sample: ClaimedSample, left: float) -> Outcome:
+        """Return what became of an attempt.
+
+        Args:
+            spec: its run.
+            claim: what was claimed.
+            sample: which of it is meant.
+            left: seconds that the whole rollout still has.
+        """
+        fence = sample.fence
+        work = _Work(
+            place=Place.model_construct(
+                spec=spec,
+                example=claim.example,
+                example_index=fence.example_index,
+                sample_index=fence.sample_index,
+            ),
+            claim=claim,
+            sample=sample,
+            left=left,
+        )
+        stage = self._generate if fence.stage is Stage.GENERATE else self._verify
+        try:
+            _check_readable(sample)
+            return await stage(work)
+        except Exception as error:  # noqa: BLE001 - an environment or an engine may raise anything
+            waited = {"queued": work.waited} if fence.stage is Stage.GENERATE else {}
+            return work.failed(_understood(error), work.timings(**waited))
+
+    async def _generate(self, work: _Work) -> Outcome:
+        spec, place = work.place.spec, work.place
+        async with work.deadline(spec.limits.generate_timeout, "generating"):
+            engine = await self._engine(spec.model)
+            environment = self._environment(place.example.environment)
+            inline = _is_inline(environment, place)
+            ordinal = place.example_index * spec.samples + place.sample_index
+            trajectory = await act(place.example, environment, engine, spec, ordinal=ordinal)
+        draft = Draft(
+            attempt=work.sample.fence.attempt,
+            trajectory=trajectory,
+            queued=work.waited,
+            generate=work.elapsed(),
+        )
+        if inline:
+            return await self._judge(work, draft)
+        return Generated(payload=draft.model_dump_json().encode())
+
+    async def _verify(self, work: _Work) -> Outcome:
+        return await self._judge(work, Draft.model_validate_json(work.sample.payload or b""))
+
+    async def _judge(self, work: _Work, draft: Draft) -> Outcome:
+        """Ask the environment for its verdict and end the rollout with it."""
+        place, begun = work.place, work.elapsed()
+        failure: GymQueueError | None = None
+        verdict = Verdict(reward=None)
+        try:
+            async with work.deadline(place.spec.limits.verify_timeout, "verifying") as seconds:
+                self._watch(seconds)
+                environment = self._environment(place.example.environment)
+                verdict = await _call_verifier(environment, place, draft)
+        except Exception as error:  # noqa: BLE001 - the same; its row shows what was to be judged
+            failure = _understood(error)
+        finally:
+            self._watch(None)
+        timings = work.timings(
+            queued=draft.queued,
+            generate=draft.generate,
+            verify_queued=work.waited if work.sample.fence.stage is Stage.VERIFY else None,
+            verify=work.elapsed() - begun,
+        )
+        if failure is not None:
+            return work.failed(failure, timings, draft)
+        return endings.succeeded(place, draft, verdict, timings)
+
+
+class _Work:
+    """One attempt: what was claimed, and its clock, which starts now. ``left``: see ``Stages.outcome``."""
+
+    def __init__(self, place: Place, claim: Claim, sample: ClaimedSample, left: float) -> None:
+        self.place = place
+        self.sample = sample
+        self.waited = max(0.0, claim.claimed_at - sample.queued_at)
+        self._claimed_at = claim.claimed_at
+        self._left = left
+        self._started = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Return seconds since the attempt began."""
+        return time.monotonic() - self._started
+
+    @asynccontextmanager
+    async def deadline(self, seconds: float, doing: str) -> AsyncIterator[float]:
+        """``asyncio.timeout`` that raises ``StageTimeoutError`` for its own expiry only: after ``seconds``,
+        or when the whole rollout has had its time. Gives the seconds that are left.
+        """
+        left = self._left - self.elapsed()
+        try:
+            async with asyncio.timeout(min(seconds, left)) as timeout:
+                yield min(seconds, left)
+        except TimeoutError as expiry:
+            if not timeout.expired():
+                raise
+            total = self.place.spec.limits.rollout_timeout
+            whole = f"the rollout was not done {total:g} s (rollout_timeout) after it was accepted"
+            msg = whole if left < seconds else f"{doing} took longer than {seconds:g} s"
+            raise StageTimeoutError(msg) from expiry
+
+    def timings(self, **stages: float | None) -> Timings:
+        """Put this stage's length on the ledger's clock, which the claim was stamped with."""
+        return Timings(
+            accepted_at=self.sample.accepted_at, ended_at=self._claimed_at + self.elapsed(), **stages
+        )
+
+    def failed(self, error: GymQueueError, timings: Timings, draft: Draft | None = None) -> Outcome:
+        """Decide between another attempt and the end."""
+        place, fence, failures = self.place, self.sample.fence, self.sample.failures + 1
+        failure_class = error.failure_class
+        sentence = str(error).encode(errors="replace").decode()  # it may quote what no file can hold
+        delay = retry_delay(failure_class, failures, place.spec.limits, jitter=random.random())
+        if delay is not None:
+            name = rollout_id(place.spec.run_id, place.example_index, place.sample_index)
+            _log.info("rollout %s attempt %d: %s; next in %.1f s", name, fence.attempt, sentence, delay)
+            return Retry(delay=delay, reason=sentence)
+        # An inline verifier may be what failed: the failure's stage is where it happened.
+        stage = Stage.VERIFY if draft else fence.stage
+        failure = Failure(failure_class=failure_class, stage=stage, error=sentence)
+        return endings.failed(place, failure, fence.attempt, timings, draft)
+
+
+def _check_readable(sample: ClaimedSample) -> None:
+    """Raise ``PayloadLostError`` for an attempt that lacks what it needs."""
+    if sample.unreadable:
+        raise PayloadLostError(sample.unreadable)
+
+
+def _understood(error: Exception) -> GymQueueError:
+    """Give an error its class. One that nobody foresaw is a fault of ours or of the machine, and logged as a
+    bug is.
+    """
+    if isinstance(error, GymQueueError):
+        return error
+    if isinstance(error, PydanticSerializationError):  # half a surrogate pair is what a model cut off writes
+        said = f"what was said cannot be written as JSON: {error}"
+        return ModelError(said) if "surrogates" in said else EnvironmentFailedError(said)
+    _log.error("unexpected error in a rollout", exc_info=error)
+    return GymQueueError(f"unexpected {type(error).__name__}: {error}")
+
+
+def _is_inline(environment: Environment, place: Place) -> bool:
+    """Ask where to verify."""
+    try:
+        return environment.inline(place.example)
+    except GymQueueError:
+        raise
+    except Exception as error:
+        msg = f"the environment's inline raised {type(error).__name__}: {error}"
+        raise EnvironmentFailedError(msg) from error
+
+
+async def _call_verifier(environment: Environment, place: Place, draft: Draft) -> Verdict:
+    """Call the environment's ``verify``, plain or async; whatever it raises is a failure of the verifier, not
+    a reward.
+    """
+    try:
+        answer: object = environment.verify(place.example, draft.trajectory)
+        verdict = await answer if inspect.isawaitable(answer) else answer
+    except GymQueueError:
+        raise
+    except Exception as error:
+        msg = f"verifier raised {type(error).__name__}: {error}"
+        raise VerifierError(msg) from error
+    if not isinstance(verdict, Verdict):
+        msg = f"verifier returned {type(verdict).__name__} instead of a Verdict"
+        raise VerifierError(msg)
+    return verdict
