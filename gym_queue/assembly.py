@@ -4,17 +4,21 @@ it is needed.
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from gym_queue.errors import EngineSetupError, unknown_name
+from gym_queue.redis_address import without_password
 
 if TYPE_CHECKING:
     from gym_queue.celery_app import CeleryBroker
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
     from gym_queue.ledger.base import Ledger
+    from gym_queue.ledger.payloads import Payloads
     from gym_queue.settings import Settings
 
 ENGINES = {
@@ -33,11 +37,28 @@ ENVIRONMENTS = {
 
 def make_ledger(settings: Settings, *, patient: bool = True) -> Ledger:
     """Return the ledger that the settings name. One that is not ``patient`` gives up soon where Redis is
-    away.
+    away. Raises ``UsageError`` for a ``payload_url`` that cannot be used.
     """
+    from gym_queue.ledger.by_reference import ByReference  # noqa: PLC0415
     from gym_queue.ledger.redis import RedisLedger  # noqa: PLC0415
 
-    return RedisLedger(settings.redis_url, patient=patient)
+    inner = RedisLedger(settings.redis_url, patient=patient)
+    return ByReference(inner, make_payloads(settings), settings.payload_threshold)
+
+
+def make_payloads(settings: Settings) -> Payloads | None:
+    """Return where payloads lie that are too large for the ledger, if anywhere. Raises ``UsageError``."""
+    if not settings.payload_url:
+        return None
+    from gym_queue.ledger.payloads import Payloads  # noqa: PLC0415
+
+    return Payloads(settings.payload_url, _owner(settings.redis_url))
+
+
+def _owner(redis_url: str) -> str:
+    """Name a Redis; one of this machine otherwise than that of another."""
+    local = urlsplit(redis_url).hostname in {None, "localhost", "127.0.0.1", "::1"}
+    return f"{without_password(redis_url)} {platform.node() if local else ''}"
 
 
 def make_broker(settings: Settings) -> CeleryBroker:

@@ -44,6 +44,14 @@ class BrokerError(GymQueueError):
     """The broker did not take a ticket."""
 
 
+class PayloadLostError(GymQueueError):
+    """A payload that was kept beside the ledger is gone or damaged."""
+
+
+class PayloadsNotSharedError(GymQueueError):
+    """This process cannot see the payloads that the ledger refers to."""
+
+
 class StorageError(GymQueueError):
     """The archive could not be written."""
 

@@ -47,6 +47,15 @@ class Settings(BaseSettings):
     window: int | None = Field(
         default=None, ge=1, description="Rollouts that may be accepted and not yet archived, of all runs."
     )
+    payload_url: str = Field(
+        default="",
+        description="Folder, or URL known to fsspec, for what is too large for Redis; empty: nothing is.",
+    )
+    payload_threshold: int = Field(
+        default=65_536,
+        ge=0,
+        description="Bytes above which a trajectory, a row or an example is kept there.",
+    )
     worker_heartbeat_interval: float = Field(
         default=30.0,
         gt=0,

@@ -22,6 +22,7 @@ from gym_queue.errors import (
     EnvironmentFailedError,
     GymQueueError,
     ModelError,
+    PayloadLostError,
     StageTimeoutError,
     VerifierError,
 )
@@ -95,6 +96,7 @@ class Stages:
         )
         stage = self._generate if fence.stage is Stage.GENERATE else self._verify
         try:
+            _check_readable(sample)
             return await stage(work)
         except Exception as error:  # noqa: BLE001 - an environment or an engine may raise anything
             waited = {"queued": work.waited} if fence.stage is Stage.GENERATE else {}
@@ -198,6 +200,12 @@ class _Work:
         stage = Stage.VERIFY if draft else fence.stage
         failure = Failure(failure_class=failure_class, stage=stage, error=sentence)
         return endings.failed(place, failure, fence.attempt, timings, draft)
+
+
+def _check_readable(sample: ClaimedSample) -> None:
+    """Raise ``PayloadLostError`` for an attempt that lacks what it needs."""
+    if sample.unreadable:
+        raise PayloadLostError(sample.unreadable)
 
 
 def _understood(error: Exception) -> GymQueueError:

@@ -67,7 +67,8 @@ def execute(options: Options) -> int:
                 raise
             say(f"{error}; {_close_early(job)}")
             return SOME_FAILED
-    shutil.rmtree(job.paths.run_dir / "redis", ignore_errors=True)  # all it knew is in the files now
+    for folder in ("redis", "payloads"):  # all they knew is in the files now
+        shutil.rmtree(job.paths.run_dir / folder, ignore_errors=True)
     for line in summary(metrics, job.paths):
         click.echo(line)
     if cancelled:

@@ -20,14 +20,8 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from gym_queue.coordinator.durable import (
-    refusal,
-    replacement,
-    storage_errors,
-    sync_directory,
-    temporary_of,
-)
 from gym_queue.coordinator.rows import is_broken_json, read_summary, reason, withdraw
+from gym_queue.durable import refusal, replacement, storage_errors, sync_directory, temporary_of
 from gym_queue.errors import UsageError
 
 if TYPE_CHECKING:

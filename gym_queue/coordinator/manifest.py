@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from gym_queue.coordinator.durable import replacement, storage_errors
+from gym_queue.durable import replacement, storage_errors
 from gym_queue.errors import UsageError
 from gym_queue.records import Record, RunSpec
 

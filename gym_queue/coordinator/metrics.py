@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from gym_queue.coordinator.durable import replacement, storage_errors
 from gym_queue.coordinator.latency import Latency, LatencyHistogram
+from gym_queue.durable import replacement, storage_errors
 from gym_queue.records import SCHEMA_VERSION, FailureClass, Record
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from gym_queue.coordinator.durable import replacement, storage_errors
+from gym_queue.durable import replacement, storage_errors
 from gym_queue.records import FailureClass, Summary, Timings, Usage
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -115,9 +116,9 @@ class EmbeddedStack:
     Enter it on the main thread: the processes die with the thread that did (``children.spawn`` says why).
     With no ``workers`` and no ``verifiers`` it has no process but that of Redis: others do the work.
     ``redis_url`` is left alone where the user set it; otherwise a Redis of our own starts in
-    ``run_dir/redis``, with what an earlier command left there, or without if ``fresh``. After entering,
-    ``settings`` carry the URL to use. ``wait_ready`` before the work, and keep ``supervise`` running beside
-    both.
+    ``run_dir/redis``, with what an earlier command left there, or without if ``fresh``, and what is too large
+    for it lies in ``run_dir/payloads``. After entering, ``settings`` carry the URLs to use. ``wait_ready``
+    before the work, and keep ``supervise`` running beside both.
     """
 
     def __init__(
@@ -172,10 +173,19 @@ class EmbeddedStack:
             self._add("redis", self._redis)
             await asyncio.to_thread(self._redis.wait_ready)
             self.settings = self.settings.model_copy(update={"redis_url": self._redis.url})
+            await asyncio.to_thread(self._keep_payloads)
         variables = environment(self.settings)
         commands = celery_commands(self.workers, self.verifiers, self._suffix)
         for name, argv in commands.items():
             self._add(name, CeleryPart(argv, logs / f"{name}.log", variables))
+
+    def _keep_payloads(self) -> None:
+        """Keep beside our own Redis what is too large for it, unless the user said where."""
+        folder = self.run_dir / "payloads"
+        if self.fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        if "payload_url" not in self.settings.model_fields_set:
+            self.settings = self.settings.model_copy(update={"payload_url": str(folder)})
 
     def _add(self, name: str, part: Part) -> None:
         self.parts[name] = part

@@ -76,13 +76,18 @@ class Receipt(Record):
 
 
 class ClaimedSample(Record):
-    """One sample that a claim granted. ``failures`` counts failed attempts of this stage before this one."""
+    """One sample that a claim granted. ``failures`` counts failed attempts of this stage before this one.
+
+    ``unreadable`` says why example or payload cannot be had, though the ledger refers to them: the attempt
+    fails.
+    """
 
     fence: Fence
     accepted_at: float
     queued_at: float
     failures: int
     payload: bytes | None = None
+    unreadable: str = ""
 
 
 class Claim(Record):
@@ -100,6 +105,7 @@ class Claim(Record):
 
 class OwnedAttempt(Record):
     """An attempt that a worker owns, as the sweep sees it: enough to retry it or to write its last words.
+    Of ``example``, ``row`` may be missing.
 
     ``seen_at`` is when the ledger was asked.
     """
@@ -114,7 +120,8 @@ class OwnedAttempt(Record):
 
 class OpenRollout(Record):
     """A rollout that has not ended, as the ledger's owner sees it from outside. ``since`` is when its state
-    began (or, for a delayed retry, when it will be due), ``seen_at`` when the ledger was asked.
+    began (or, for a delayed retry, when it will be due), ``seen_at`` when the ledger was asked. Of
+    ``example``, ``row`` may be missing.
     """
 
     example: Example

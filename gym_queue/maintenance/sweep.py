@@ -10,6 +10,7 @@ from gym_queue.errors import GymQueueError
 from gym_queue.maintenance.audit import Broker, audit
 from gym_queue.maintenance.cancel import finish_cancelled
 from gym_queue.maintenance.expire import expire
+from gym_queue.maintenance.prune import Payloads, prune
 from gym_queue.maintenance.reap import reap
 from gym_queue.pipeline import Publisher
 
@@ -24,8 +25,11 @@ class SweepBroker(Broker, Publisher, Protocol):
     """What the sweep asks the broker."""
 
 
-async def sweep(ledger: Ledger, broker: SweepBroker, settings: Settings) -> None:
-    """Look for dead workers, rollouts that are too old or unwanted, due retries and lost tickets.
+async def sweep(
+    ledger: Ledger, broker: SweepBroker, settings: Settings, payloads: Payloads | None = None
+) -> None:
+    """Look for dead workers, rollouts that are too old or unwanted, due retries, lost tickets and what
+    forgotten runs left behind.
 
     What is given back first is published last. Many sweeps may run at once: each step is one of the ledger's.
     """
@@ -34,6 +38,7 @@ async def sweep(ledger: Ledger, broker: SweepBroker, settings: Settings) -> None
         "expire": partial(expire, ledger),
         "cancel": partial(finish_cancelled, ledger),
         "audit": partial(audit, ledger, broker, broker, settings.sweep_interval),
+        "prune": partial(prune, ledger, payloads),
     }
     failed: dict[str, list[str]] = {}
     for name, duty in duties.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -10,9 +10,15 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.ledger.redis import RedisLedger
+from gym_queue.ledger.references import KEY, decode
 from gym_queue.lifecycle import TERMINAL
+from gym_queue.records import Example
 from tests.contract.ledger_machine import LedgerMachine
 from tests.contract.ledger_model import RUN
+from tests.contract.ledgers import MEMORY_URL, by_reference, clear_memory_url, leftovers
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class MemoryMachine(LedgerMachine):
@@ -61,4 +67,44 @@ def test_random_histories_in_memory() -> None:
 def test_random_histories_on_redis(redis_server: str) -> None:
     with redis.Redis.from_url(redis_server) as server:
         machine: Any = lambda: RedisMachine(server, redis_server)  # noqa: E731 - typed as a class, called once
+        run_state_machine_as_test(machine)
+
+
+class MemoryByReferenceMachine(LedgerMachine):
+    def __init__(self) -> None:
+        clear_memory_url()
+        super().__init__(by_reference(MemoryLedger(), MEMORY_URL))
+
+    def check_that_nothing_is_left(self) -> None:
+        assert self.run(leftovers(self.ledger)) == []
+
+
+class RedisByReferenceMachine(RedisMachine):
+    def __init__(self, server: Any, url: str, folder: Path) -> None:
+        super().__init__(server, url)
+        self.ledger = by_reference(self.ledger, str(folder))
+
+    def check_that_nothing_is_left(self) -> None:
+        assert self.run(leftovers(self.ledger)) == []
+
+    @invariant()
+    def all_that_is_large_is_elsewhere(self) -> None:
+        """G5: what Redis keeps of examples, trajectories and rows are references."""
+        for key in self.server.keys("gq:group:*"):
+            for name, value in self.server.hgetall(key).items():
+                assert name != b"example" or KEY in Example.model_validate_json(value).row
+                assert name[:2] != b"p:" or decode(value)
+        for _, fields in self.server.xrange("gq:results:" + RUN):
+            assert decode(fields[b"r"])
+
+
+@pytest.mark.timeout(400)
+def test_random_histories_in_memory_by_reference() -> None:
+    run_state_machine_as_test(MemoryByReferenceMachine)
+
+
+@pytest.mark.timeout(400)
+def test_random_histories_on_redis_by_reference(redis_server: str, tmp_path: Path) -> None:
+    with redis.Redis.from_url(redis_server) as server:
+        machine: Any = lambda: RedisByReferenceMachine(server, redis_server, tmp_path)  # noqa: E731 - the same
         run_state_machine_as_test(machine)

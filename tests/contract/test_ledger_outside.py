@@ -10,17 +10,8 @@ from gym_queue.ledger.base import LONGEST_REASON, Ended, Generated, Retry
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.lifecycle import RolloutState
 from gym_queue.records import RunState, Stage, Ticket
-from tests.contract.test_ledger import (
-    RUN,
-    claimed,
-    counters,
-    ended,
-    group,
-    lasting_keys,
-    spec,
-    submit,
-    summary,
-)
+from tests.contract.ledgers import leftovers, unwrapped
+from tests.contract.test_ledger import RUN, claimed, counters, ended, group, spec, submit, summary
 
 if TYPE_CHECKING:
     from gym_queue.ledger.base import Ledger, Outcome
@@ -285,14 +276,13 @@ async def test_nothing_stays_of_a_forgotten_run_whatever_it_was_doing(
     for stage in Stage:
         assert await ledger.waiting(stage, 0, 10) == (0, [])
     assert not await ledger.end(RUN, ended(running[0]))
-    assert await ledger.acknowledge(RUN, "1-0" if isinstance(ledger, RedisLedger) else "1") == 0
+    assert await ledger.acknowledge(RUN, "1-0" if isinstance(unwrapped(ledger), RedisLedger) else "1") == 0
     assert await ledger.claim(tickets[4], "a", 60) is None
     assert not (await ledger.commit(running[0], ended(running[0]))).accepted
     assert await ledger.owned("a", None, 10) == []  # the claim on the other one is dropped here
     await ledger.drop_lease("a")
     assert await ledger.leases() == []
-    if isinstance(ledger, RedisLedger):
-        assert await lasting_keys(ledger) == set()
+    assert await leftovers(ledger) == []
 
 
 async def test_to_open_a_run_again_starts_its_rollouts_time_anew(ledger: Ledger) -> None:

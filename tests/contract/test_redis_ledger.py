@@ -12,7 +12,8 @@ from gym_queue.errors import LedgerError
 from gym_queue.ledger.base import Ended, Generated, Retry
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.records import Stage
-from tests.contract.test_ledger import RUN, claimed, ended, lasting_keys, submit, summary
+from tests.contract.ledgers import lasting_keys
+from tests.contract.test_ledger import RUN, claimed, ended, submit, summary
 
 
 def cancelled(index: int, sample: int) -> Ended:

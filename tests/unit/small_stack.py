@@ -222,10 +222,10 @@ class FlakyLedger:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._ledger, name)
 
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
             if self._chance.random() < self._share:
                 raise LedgerError
-            answer = await method(*arguments)
+            answer = await method(*arguments, **options)
             if self._chance.random() < self._share:
                 raise LedgerError
             return answer

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gym_queue.ledger.memory import MemoryLedger
+from gym_queue.ledger.redis import RedisLedger
+from tests.contract.ledgers import MEMORY_URL, by_reference, clear_memory_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from gym_queue.ledger.base import Ledger
+
+
+@pytest.fixture(params=["memory", "redis", "memory by reference", "redis by reference"])
+async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
+    redis_ledger: RedisLedger | None = None
+    if request.param.startswith("redis"):
+        redis_ledger = RedisLedger(request.getfixturevalue("redis_url"))
+    match request.param:
+        case "memory by reference":
+            clear_memory_url()
+            yield by_reference(MemoryLedger(), MEMORY_URL)
+        case "redis by reference" if redis_ledger:
+            yield by_reference(redis_ledger, str(tmp_path / "payloads"))
+        case _:
+            yield redis_ledger or MemoryLedger()
+    if redis_ledger:
+        await redis_ledger.close()
