@@ -137,7 +137,9 @@ class Caretaker:
                 await self._pulse.close()
                 await self._ledger.close()
         except (GymQueueError, TimeoutError):
-            _log.warning("left without a word, for the ledger is away: a sweep will find what was left undone")
+            _log.warning(
+                "left without a word, for the ledger is away: a sweep will find what was left undone"
+            )
 
     async def _keep_in_touch(self) -> None:
         while True:
