@@ -26,7 +26,7 @@ _STAGE_OF_RUNNING = {state: stage for stage, state in RUNNING_STATE.items()}
 _LONGEST_REASON = 300
 
 
-class Timetable(Record):
+class Pace(Record):
     """The settings that say when something happens, in seconds."""
 
     heartbeat_interval: float
@@ -60,7 +60,7 @@ class Scene(Record):
     run: RunStatus
     whereabouts: Whereabouts | None
     leases: tuple[Lease, ...]
-    timetable: Timetable
+    pace: Pace
     window: int
     examples: int | None = None
     coordinated: bool | None = None
@@ -137,7 +137,7 @@ def _hope(scene: Scene, where: Whereabouts, stage: Stage) -> str:
     """Say who could take the rollout."""
     kind = KIND_OF_STAGE[stage]
     leases = [lease for lease in scene.leases if lease.info.get("kind") == kind]
-    healthy = [lease for lease in leases if not scene.timetable.is_silent(lease)]
+    healthy = [lease for lease in leases if not scene.pace.is_silent(lease)]
     if not healthy:
         heard = min((lease.age for lease in leases), default=None)
         last = f" (the last one to be heard of has been silent for {duration(heard)})" if heard else ""
@@ -147,7 +147,7 @@ def _hope(scene: Scene, where: Whereabouts, stage: Stage) -> str:
     free = sum(free_slots(lease) or 0 for lease in healthy if lease.age < where.seen_at - where.since)
     if free <= where.ahead:
         return f"waits for a {kind.upper()} worker with a free slot, {ahead}"
-    sweep = duration(scene.timetable.sweep_interval)
+    sweep = duration(scene.pace.sweep_interval)
     return (
         f"waits for a {kind.upper()} worker to take it, {ahead} and {_are(free, 'slot')} free; should its "
         f"ticket be lost, the sweep (every {sweep}) sends it again"
@@ -175,24 +175,24 @@ def _queue_end(where: Whereabouts, run: RunStatus) -> str:
 def _running(scene: Scene, where: Whereabouts, stage: Stage) -> str:
     start = f"{where.state} for {duration(where.seen_at - where.since)} (attempt {where.attempt}) on"
     lease = next((lease for lease in scene.leases if lease.worker == where.worker), None)
-    parts = [f"{start} {where.worker}, {_pulse(lease, scene.timetable)}"]
+    parts = [f"{start} {where.worker}, {_pulse(lease, scene.pace)}"]
     if scene.run.state is RunState.CANCELLED:
         parts.append("the run is cancelled, so its worker is told to stop")
-    elif lease is not None and not scene.timetable.is_silent(lease):
+    elif lease is not None and not scene.pace.is_silent(lease):
         parts.append(_stage_end(where, scene.run, stage))
     if where.attempt > 1:
         parts.append(f"attempt {where.attempt - 1} ended: {_reason(where)}")
     return "; ".join(parts)
 
 
-def _pulse(lease: Lease | None, timetable: Timetable) -> str:
+def _pulse(lease: Lease | None, pace: Pace) -> str:
     """Say how its worker does, and what follows if that is badly."""
     if lease is None:
         return "which has no lease any more; the rollout runs elsewhere as soon as its work is handed back"
-    age, limit = duration(lease.age), duration(timetable.worker_timeout)
-    if lease.age > timetable.worker_timeout:
+    age, limit = duration(lease.age), duration(pace.worker_timeout)
+    if lease.age > pace.worker_timeout:
         return f"which has been silent for {age}: the next sweep gives it up and the rollout runs elsewhere"
-    if timetable.is_silent(lease):
+    if pace.is_silent(lease):
         return f"which has been silent for {age}; it is given up at {limit} and the rollout runs elsewhere"
     return f"whose last heartbeat was {age} ago"
 

@@ -19,7 +19,7 @@ from gym_queue.embedded.redis import address_of
 from gym_queue.errors import LedgerError, StackError, StorageError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from gym_queue.coordinator.archive import OutputPaths
     from gym_queue.coordinator.manifest import Manifest
@@ -148,20 +148,21 @@ def with_redis_of(settings: Settings, output: Path | None) -> Settings:
     """
     if output is None:
         return settings
-    url = next(_addresses(settings, files_of(output)), None)
-    if url is None:
+    found = _that_knows(settings, files_of(output))
+    if found is None:
         msg = f"the stack of {output} is down, and GYM_QUEUE_REDIS_URL names no other"
         raise UsageError(msg)
-    return settings.model_copy(update={"redis_url": url})
+    return found
 
 
-def _addresses(settings: Settings, files: Files) -> Iterator[str]:
-    """Yield where the run may stand: the Redis of its own stack while that is up, then the shared one."""
+def _that_knows(settings: Settings, files: Files) -> Settings | None:
+    """Return settings for where the run may stand: the Redis of its own stack while that is up, or else the
+    shared one, if one was named.
+    """
     own = address_of(files.paths.run_dir.absolute() / "redis")
     if own is not None:
-        yield own
-    if "redis_url" in settings.model_fields_set:
-        yield settings.redis_url
+        return settings.model_copy(update={"redis_url": own})
+    return settings if "redis_url" in settings.model_fields_set else None
 
 
 @asynccontextmanager
@@ -182,17 +183,12 @@ async def look_up(settings: Settings, run: str, output: Path | None = None) -> A
         raise UsageError(msg)
     async with AsyncExitStack() as stack:
         subject = Subject(run_id, settings, files=files)
-        for url in _addresses(settings, files):
-            there = settings.model_copy(update={"redis_url": url})
+        if there := _that_knows(settings, files):
             try:
                 ledger = await stack.enter_async_context(connected(there))
-                status = await ledger.run(run_id)
+                subject = Subject(run_id, there, ledger, await ledger.run(run_id), files)
             except (StackError, LedgerError) as error:
                 say(f"{error}; what follows is from the files alone", OPERATOR)
-                continue
-            if status is not None:
-                subject = Subject(run_id, there, ledger, status, files)
-                break
         yield subject
 
 

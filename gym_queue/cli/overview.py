@@ -10,7 +10,7 @@ import click
 
 from gym_queue import assembly
 from gym_queue.cli.configuration import load_settings
-from gym_queue.cli.explanation import Timetable, free_slots
+from gym_queue.cli.explanation import Pace, free_slots
 from gym_queue.cli.flags import AS_JSON, OF_STACK
 from gym_queue.cli.lookup import connected, with_redis_of
 from gym_queue.cli.runs import table
@@ -34,8 +34,8 @@ def workers(output: Path | None, as_json: bool) -> None:  # noqa: FBT001
     """List the workers that have a lease: when each was last heard of, and what room it has."""
     settings = load_settings()
     leases = asyncio.run(_leases(settings, output))
-    timetable = Timetable.of(settings)
-    for line in as_lines(leases, timetable) if as_json else worker_table(leases, timetable):
+    pace = Pace.of(settings)
+    for line in as_lines(leases, pace) if as_json else worker_table(leases, pace):
         click.echo(line)
 
 
@@ -51,14 +51,14 @@ async def _leases(settings: Settings, output: Path | None) -> list[Lease]:
         return await ledger.leases()
 
 
-def as_lines(leases: Sequence[Lease], timetable: Timetable) -> Iterator[str]:
+def as_lines(leases: Sequence[Lease], pace: Pace) -> Iterator[str]:
     """Yield a JSON object for each worker: what it says of itself, and what is seen of it."""
     for lease in leases:
-        seen = {"worker": lease.worker, "age": lease.age, "silent": timetable.is_silent(lease)}
+        seen = {"worker": lease.worker, "age": lease.age, "silent": pace.is_silent(lease)}
         yield json.dumps(lease.info | seen)
 
 
-def worker_table(leases: Sequence[Lease], timetable: Timetable) -> Iterator[str]:
+def worker_table(leases: Sequence[Lease], pace: Pace) -> Iterator[str]:
     """Yield the lines that list workers."""
     if not leases:
         yield "no workers"
@@ -73,7 +73,7 @@ def worker_table(leases: Sequence[Lease], timetable: Timetable) -> Iterator[str]
                 lease.info.get("slots") or "?",
                 lease.info.get("used") or "?",
                 "?" if free is None else str(free),
-                "silent" if timetable.is_silent(lease) else "healthy",
+                "silent" if pace.is_silent(lease) else "healthy",
             )
         )
     yield from columns(_HEAD, rows)
@@ -91,12 +91,12 @@ async def _screen(settings: Settings, ledger: Ledger) -> AsyncIterator[str]:
 
     yield f"Redis at {without_password(settings.redis_url)} answers"
     standing, leases = await ledger.runs(), await ledger.leases()
-    timetable = Timetable.of(settings)
-    silent = sum(timetable.is_silent(lease) for lease in leases)
+    pace = Pace.of(settings)
+    silent = sum(pace.is_silent(lease) for lease in leases)
     fleet = f"{count(len(leases), 'worker')}" + (f" ({silent:,} silent)" if silent else "")
     yield f"{count(len(standing), 'run')}, {fleet}"
     yield ""
-    for line in (*table(standing), "", *worker_table(leases, timetable), ""):
+    for line in (*table(standing), "", *worker_table(leases, pace), ""):
         yield line
     broker = assembly.make_broker(settings)
     try:

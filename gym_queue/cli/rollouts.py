@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gym_queue.cli.configuration import load_settings
-from gym_queue.cli.explanation import Scene, Timetable, explain, explain_row
+from gym_queue.cli.explanation import Pace, Scene, explain, explain_row
 from gym_queue.cli.flags import OF_RUN
 from gym_queue.cli.lookup import look_up, place_of
 from gym_queue.cli.rows import find, in_stream
@@ -86,7 +86,7 @@ async def _from_ledger(
         run=status,
         whereabouts=whereabouts,
         leases=tuple(await ledger.leases()),
-        timetable=Timetable.of(settings),
+        pace=Pace.of(settings),
         window=await Window(ledger, settings.window).size(),
         examples=files.manifest.examples if files else None,
         coordinated=files.coordinated if files else None,

@@ -71,6 +71,7 @@ def test_who_knows_the_folder_finds_the_server_while_it_lives(tmp_path: Path, na
         server.start()
         assert address_of(folder) == found
     assert address_of(folder) is None
+    assert not (folder / "address").exists()
 
 
 def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def listed(text: str) -> list[list[str]]:
     return [line.split(maxsplit=4) for line in text.splitlines() if line.startswith(RUN)]
 
 
-async def test_failures_of_file_and_stream_each_once(scene: Scene) -> None:
+async def test_failures_of_file_and_stream_each_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.local()
     await some_failures(scene)
     said = await answer("runs", "failures", RUN)
@@ -64,6 +64,8 @@ async def test_failures_of_file_and_stream_each_once(scene: Scene) -> None:
     ]
     assert said.splitlines()[-1] == "4 failed (2 by timeout, 2 by infrastructure), 1 cancelled"
     assert await answer("runs", "failures", "out.jsonl") == said
+    monkeypatch.setattr("gym_queue.cli.rows._BATCH", 1)
+    assert await answer("runs", "failures", RUN) == said
 
 
 async def test_failures_of_some_classes(scene: Scene) -> None:

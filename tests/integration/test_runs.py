@@ -141,6 +141,17 @@ async def test_status_is_one_screen(scene: Scene) -> None:
     assert [line.split() for line in said.splitlines()[-2:]] == [["generate", "2", "1"], ["verify", "0", "0"]]
 
 
+async def test_status_shows_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RedisServer(tmp_path / "redis") as server:
+        with Redis.from_url(server.url) as client:
+            client.config_set("requirepass", "sesame")
+        monkeypatch.setenv("GYM_QUEUE_REDIS_URL", server.url.replace("unix://", "unix://:sesame@"))
+        said = await answer("status")
+    assert said.startswith("Redis at unix://:***@/")
+    assert "sesame" not in said
+
+
 async def test_the_runs_own_stack_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GYM_QUEUE_REDIS_URL", raising=False)
@@ -161,6 +172,8 @@ async def test_the_runs_own_stack_is_looked_at(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_pause_and_resume(scene: Scene) -> None:
+    async with Scene(scene.url, scene.out.parent) as other:
+        await other.accept(0, run_id="other")
     await a_run_at_work(scene)
     assert await answer("runs", "pause", RUN) == "paused: 2 in flight go on, 4 queued wait\n"
     assert await scene.state() is RunState.PAUSED
@@ -197,6 +210,19 @@ async def test_cancelling_a_run_is_final(scene: Scene) -> None:
     assert "ended: cancelled" in await answer("why", f"{RUN}.1.0")
     assert "(gym-queue runs cancel)" in await answer("why", f"{RUN}.1.0")
     assert await answer("runs", "cancel", RUN) == "cancelled: 0 queued, 0 in flight\n"
+
+
+async def test_what_is_cancelled_was_queued_or_in_flight(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of what was queued a moment ago ended before it could be cancelled."""
+
+    async def one(*_: object) -> int:
+        return 1
+
+    await a_run_at_work(scene)
+    monkeypatch.setattr("gym_queue.cli.runs.cancel_run", one)
+    assert await answer("runs", "cancel", RUN) == "cancelled: 1 queued, 0 in flight\n"
 
 
 async def test_what_has_ended_is_not_cancelled(scene: Scene) -> None:

@@ -135,6 +135,18 @@ async def test_g7_what_has_ended_and_is_archived_elsewhere(scene: Scene) -> None
     )
 
 
+async def test_output_of_another_machine_or_run_is_not_taken_for_ours(scene: Scene) -> None:
+    elsewhere = await scene.accept(0, output=f"far-away:{scene.out}")
+    scene.write_manifest()
+    await scene.end((await scene.claim(elsewhere[0])).samples[0].fence)
+    await scene.archive()
+    assert "it has ended, and its row is on its way to the output" in await answer("why", f"{RUN}.0.0")
+    scene.local()
+    await scene.accept(0, run_id="run-2")
+    assert "queued for _" in await answer("why", "run-2.0.0")
+    assert "cursor is at example 1, and" in await answer("why", "run-2.5.0"), "the length is another run's"
+
+
 # --- the run's own stack, and files alone -----------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gym_queue.cli.explanation import Scene, Timetable, explain, explain_row, free_slots
+from gym_queue.cli.explanation import Pace, Scene, explain, explain_row, free_slots
 from gym_queue.ledger.base import Lease, Whereabouts
 from gym_queue.lifecycle import RolloutState
 from gym_queue.records import (
@@ -26,7 +26,7 @@ NOW = 1_000_000.0
 LIMITS = Limits(
     queue_timeout=86_400.0, generate_timeout=600.0, verify_timeout=120.0, rollout_timeout=172_800.0
 )
-TIMETABLE = Timetable(heartbeat_interval=10.0, worker_timeout=300.0, sweep_interval=15.0)
+PACE = Pace(heartbeat_interval=10.0, worker_timeout=300.0, sweep_interval=15.0)
 GPU, CPU = "gpu-node-1-a", "cpu-node-2-b"
 
 
@@ -59,7 +59,7 @@ def said(
             run=RunStatus(**facts),
             whereabouts=whereabouts,
             leases=leases,
-            timetable=TIMETABLE,
+            pace=PACE,
             window=1024,
             **scene,
         )
