@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gym_queue.embedded.redis import RedisServer
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.ledger.redis import RedisLedger
 from tests.contract.ledgers import MEMORY_URL, by_reference, clear_memory_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from gym_queue.ledger.base import Ledger
@@ -30,3 +31,10 @@ async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             yield redis_ledger or MemoryLedger()
     if redis_ledger:
         await redis_ledger.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to be hurt."""
+    with RedisServer(tmp_path / "redis") as running:
+        yield running
