@@ -31,11 +31,13 @@ ENVIRONMENTS = {
 }
 
 
-def make_ledger(settings: Settings) -> Ledger:
-    """Return the ledger that the settings name."""
+def make_ledger(settings: Settings, *, patient: bool = True) -> Ledger:
+    """Return the ledger that the settings name. One that is not ``patient`` gives up soon where Redis is
+    away.
+    """
     from gym_queue.ledger.redis import RedisLedger  # noqa: PLC0415
 
-    return RedisLedger(settings.redis_url)
+    return RedisLedger(settings.redis_url, patient=patient)
 
 
 def make_broker(settings: Settings) -> CeleryBroker:

@@ -8,9 +8,9 @@ claim.
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
 from amqp.exceptions import ChannelError
 from celery import Celery
@@ -19,13 +19,14 @@ from kombu.exceptions import KombuError
 from kombu.utils.uuid import uuid
 from redis.exceptions import RedisError
 
-from gym_queue import names
-from gym_queue.errors import REDIS_DISK_FULL, BrokerError, StorageError
+from gym_queue import names, transport
+from gym_queue.errors import BrokerError, redis_refusal
+from gym_queue.records import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.records import Stage, Ticket
+    from gym_queue.records import Stage
     from gym_queue.settings import Settings
 
 _EXCHANGE = Exchange("gym_queue", type="direct")
@@ -35,21 +36,11 @@ QUEUES = {
 }
 
 _LARGEST_BATCH = 1000
-_VERIFY_KILL_MARGIN = 10.0
-_LOST_WAIT = 0.5
-"""Seconds that a dead child's result is waited for (Celery: 10). Ours are in the ledger, which needs no
-waiting: a claim is given back at once, and refused if the child had committed.
-"""
+_ERRORS = (OSError, KombuError, RedisError)
+_PATIENCE, _PAUSE = 10.0, 0.2
+"""Seconds that tickets wait for a broker that is away, and between two tries. The audit has more."""
 
-
-def broker_url(redis_url: str) -> str:
-    """Spell a redis-py URL the way kombu wants it: they differ for unix sockets only."""
-    parts = urlsplit(redis_url)
-    if parts.scheme != "unix":
-        return redis_url
-    database = parse_qs(parts.query).get("db", ["0"])[0]
-    user = f"{parts.username or ''}:{parts.password}@" if parts.password else ""
-    return f"redis+socket://{user}{parts.path}?virtual_host={database}"
+transport.install()
 
 
 def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Celery:
@@ -62,14 +53,8 @@ def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Cele
     """
     app = Celery(name, set_as_current=False)
     app.conf.update(
-        broker_url=broker_url(settings.redis_url),
-        broker_connection_retry_on_startup=True,
-        broker_transport_options={
-            "ack_emulation": False,
-            "priority_steps": [0],
-            "socket_keepalive": True,
-            "queue_order_strategy": "priority",  # in the order of `consume`: the sweep before verifying
-        },
+        broker_url=transport.broker_url(settings.redis_url),
+        broker_transport_options=transport.options(settings.redis_url),
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
@@ -83,10 +68,9 @@ def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Cele
             names.SWEEP_TASK: {"queue": names.MAINTENANCE_QUEUE},
         },
         task_acks_late=True,
-        task_annotations={names.VERIFY_TASK: {"time_limit": settings.verify_timeout + _VERIFY_KILL_MARGIN}},
         worker_prefetch_multiplier=1,
         worker_disable_rate_limits=True,
-        worker_lost_wait=_LOST_WAIT,
+        worker_enable_prefetch_count_reduction=False,  # what runs holds no message of a new connection
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_send_task_events=False,
@@ -96,15 +80,33 @@ def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Cele
     return app
 
 
-def _translated(error: Exception) -> BrokerError | StorageError:
+def encode(ticket: Ticket) -> tuple[Any, ...]:
+    """Return a ticket as the arguments of its task."""
+    return (ticket.run_id, ticket.example_index, ticket.samples, ticket.attempt, ticket.losses)
+
+
+def decode(  # noqa: PLR0913, PLR0917 - a ticket's fields
+    stage: Stage, run_id: str, example_index: int, samples: Sequence[int], attempt: int, losses: int
+) -> Ticket:
+    """Return the ticket that the arguments of a stage's task are."""
+    return Ticket.model_construct(
+        stage=stage,
+        run_id=run_id,
+        example_index=example_index,
+        samples=tuple(samples),
+        attempt=attempt,
+        losses=losses,
+    )
+
+
+def _translated(error: Exception) -> BrokerError:
     """Give a failure of the driver its class; kombu hides what Redis said behind errors of its own."""
-    failure: BrokerError | StorageError = BrokerError(f"broker: {error}")
     cause: BaseException | None = error
     while cause is not None:
-        if "MISCONF" in str(cause):
-            failure = StorageError(REDIS_DISK_FULL)
+        if refusal := redis_refusal(str(cause)):
+            return BrokerError(refusal)
         cause = cause.__cause__ or cause.__context__
-    return failure
+    return BrokerError(f"broker: {error}")
 
 
 class CeleryBroker:
@@ -134,10 +136,10 @@ class CeleryBroker:
         while self._queue:
             batch, self._queue = self._queue, []
             tickets = [ticket for some, _ in batch for ticket in some]
-            failure: BrokerError | StorageError | None = None
+            failure: BrokerError | None = None
             try:
                 await loop.run_in_executor(self._thread, self._send, tickets)
-            except (OSError, KombuError, RedisError) as error:
+            except _ERRORS as error:
                 failure = _translated(error)
                 failure.__cause__ = error
             for _, future in batch:
@@ -149,22 +151,30 @@ class CeleryBroker:
                     future.set_exception(failure)
 
     def _send(self, tickets: Sequence[Ticket]) -> None:
+        """Send them, again if a connection failed under them: one ticket too many is harmless."""
+        patience = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._send_once(tickets)
+                break
+            except _ERRORS:
+                self._disconnect()
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(_PAUSE)
+
+    def _send_once(self, tickets: Sequence[Ticket]) -> None:
         if self._producer is None:
             self._producer = self._app.amqp.Producer(self._app.connection_for_write(), auto_declare=False)
-        try:
-            with self._producer.batch(max_size=_LARGEST_BATCH):
-                for ticket in tickets:
-                    self._send_one(ticket)
-        except Exception:
-            self._producer = None  # a connection that failed is not used again
-            raise
+        with self._producer.batch(max_size=_LARGEST_BATCH):
+            for ticket in tickets:
+                self._send_one(ticket)
 
     def _send_one(self, ticket: Ticket) -> None:
-        arguments = (ticket.run_id, ticket.example_index, ticket.samples, ticket.attempt)
         message = self._app.amqp.as_task_v2(
             uuid(),
             names.TASK_OF_STAGE[ticket.stage],
-            arguments,
+            encode(ticket),
             ignore_result=True,
             argsrepr=f"{ticket.run_id} {ticket.example_index} {ticket.samples} attempt {ticket.attempt}",
             kwargsrepr="",
@@ -188,7 +198,7 @@ class CeleryBroker:
             return await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._depth, names.QUEUE_OF_STAGE[stage]
             )
-        except (OSError, KombuError, RedisError) as error:
+        except _ERRORS as error:
             raise _translated(error) from error
 
     def _depth(self, queue: str) -> int:
@@ -200,7 +210,10 @@ class CeleryBroker:
 
     async def close(self) -> None:
         """Close the connection and the thread."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+        self._thread.shutdown(wait=False)
+
+    def _disconnect(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, producer.connection.release)
-        self._thread.shutdown(wait=False)
+            producer.connection.release()

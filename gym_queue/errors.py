@@ -51,6 +51,19 @@ class StorageError(GymQueueError):
 REDIS_DISK_FULL = (
     "Redis takes no more writes, because it cannot write its append-only file (is its disk full?)"
 )
+REDIS_FULL = "Redis takes nothing new, because it is full (maxmemory is reached)"
+
+
+def redis_refusal(message: str) -> str | None:
+    """Return one sentence for an error of Redis that passes when there is room again, else ``None``.
+
+    It is told by its text: as the error of a command inside a script, it comes wrapped in others.
+    """
+    if "MISCONF" in message:
+        return REDIS_DISK_FULL
+    if "OOM" in message or "used memory > 'maxmemory'" in message:
+        return REDIS_FULL
+    return None
 
 
 class StackError(GymQueueError):

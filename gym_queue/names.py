@@ -76,6 +76,13 @@ def revoked_key(worker: str) -> str:
     return f"{KEY_PREFIX}:revoked:{worker}"
 
 
+def written_key(worker: str) -> str:
+    """List: the newest commits of a worker, by the nonces of its calls, so that one whose answer was lost is
+    known when it comes again. Expires.
+    """
+    return f"{KEY_PREFIX}:written:{worker}"
+
+
 def leases_key() -> str:
     """Sorted set: workers by the time of their last heartbeat."""
     return f"{KEY_PREFIX}:leases"

@@ -84,6 +84,7 @@ class Pipeline:
         environment: gives the environment of a name; the same object each time.
         worker: this worker's name, the owner of its claims.
         slots: how many rollouts this process holds at once; ``None``: one ticket at a time.
+        watch: see ``Stages``.
     """
 
     def __init__(
@@ -94,10 +95,11 @@ class Pipeline:
         environment: Callable[[str], Environment],
         worker: str,
         slots: int | None = None,
+        watch: Callable[[float | None], object] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
-        self._stages = Stages(engine, environment)
+        self._stages = Stages(engine, environment, watch)
         self._worker = worker
         self._quarantine = Quarantine(slots)
         self._specs: dict[str, asyncio.Future[RunStatus | None]] = {}

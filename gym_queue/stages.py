@@ -58,13 +58,19 @@ class Stages:
     Args:
         engine: gives the engine of a model; the same object each time.
         environment: gives the environment of a name; the same object each time.
+        watch: told how many seconds a verifier has, and ``None`` when it is done. Plain code cannot be ended
+            from inside its process; whoever can do it from outside learns here when to.
     """
 
     def __init__(
-        self, engine: Callable[[str], Awaitable[Engine]], environment: Callable[[str], Environment]
+        self,
+        engine: Callable[[str], Awaitable[Engine]],
+        environment: Callable[[str], Environment],
+        watch: Callable[[float | None], object] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._environment = environment
+        self._watch = watch
 
     async def outcome(self, spec: RunSpec, claim: Claim, sample: ClaimedSample, left: float) -> Outcome:
         """Return what became of an attempt.
@@ -121,11 +127,14 @@ class Stages:
         failure: GymQueueError | None = None
         verdict = Verdict(reward=None)
         try:
-            async with work.deadline(place.spec.limits.verify_timeout, "verifying"):
+            async with work.deadline(place.spec.limits.verify_timeout, "verifying") as seconds:
+                self._watch(seconds)
                 environment = self._environment(place.example.environment)
                 verdict = await _call_verifier(environment, place, draft)
         except Exception as error:  # noqa: BLE001 - the same; its row shows what was to be judged
             failure = _understood(error)
+        finally:
+            self._watch(None)
         timings = work.timings(
             queued=draft.queued,
             generate=draft.generate,
@@ -153,14 +162,14 @@ class _Work:
         return time.monotonic() - self._started
 
     @asynccontextmanager
-    async def deadline(self, seconds: float, doing: str) -> AsyncIterator[None]:
+    async def deadline(self, seconds: float, doing: str) -> AsyncIterator[float]:
         """``asyncio.timeout`` that raises ``StageTimeoutError`` for its own expiry only: after ``seconds``,
-        or when the whole rollout has had its time.
+        or when the whole rollout has had its time. Gives the seconds that are left.
         """
         left = self._left - self.elapsed()
         try:
             async with asyncio.timeout(min(seconds, left)) as timeout:
-                yield
+                yield min(seconds, left)
         except TimeoutError as expiry:
             if not timeout.expired():
                 raise

@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 
 from gym_queue import names
-from gym_queue.asyncio_pool import FollowPrefetch
+from gym_queue.celery_app import decode
 from gym_queue.records import Stage
-from gym_queue.settings import Settings
-from gym_queue.worker import TicketTask, Worker, ticket
+from gym_queue.worker.process import GpuWorker
+from gym_queue.worker.tickets import TicketTask
 
-worker = Worker(
-    "gpu", [names.ROLLOUT_QUEUE], pool="gym_queue.asyncio_pool:AsyncioPool", slots=Settings().concurrency
-)
+worker = GpuWorker()
 app = worker.app
-app.steps["consumer"].add(FollowPrefetch)
 
 
 @app.task(name=names.GENERATE_TASK, base=TicketTask)
-async def generate(run_id: str, example_index: int, samples: Sequence[int], attempt: int) -> None:
+async def generate(run_id: str, example_index: int, samples: Sequence[int], attempt: int, losses: int) -> None:
     """Generate the samples of one ticket."""
-    await worker.pipeline.generate(ticket(Stage.GENERATE, run_id, example_index, samples, attempt))
+    await worker.pipeline.generate(decode(Stage.GENERATE, run_id, example_index, samples, attempt, losses))

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
 
+from gym_queue import redis_address
 from gym_queue.embedded.redis import OLDEST, version_of
-from gym_queue.errors import StackError
+from gym_queue.errors import StackError, UsageError
+from gym_queue.redis_address import without_password
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gym_queue.redis_address import RedisAddress
 
 _TIMEOUT = 5.0
+_OPTIONS: dict[str, Any] = {
+    "socket_connect_timeout": _TIMEOUT,
+    "socket_timeout": _TIMEOUT,
+    "retry": Retry(NoBackoff(), 0),
+}
 
 
 def check_redis(url: str) -> None:
@@ -25,18 +37,31 @@ def check_redis(url: str) -> None:
     """
     shown = without_password(url)
     try:
-        client = Redis.from_url(
-            url,
-            protocol=2,  # Redis 5 does not know HELLO; we want its version, not its complaint
-            socket_connect_timeout=_TIMEOUT,
-            socket_timeout=_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-        )
+        address = redis_address.parse(url)
+        with _client(address) as client:
+            info = _info(client, url)
+    except UsageError as error:
+        raise StackError(str(error)) from error
     except ValueError as error:
         msg = f"the Redis URL {shown} cannot be used: {error}"
         raise StackError(msg) from error
-    with contextlib.closing(client):
-        _refuse_unfit(shown, _info(client, url))
+    _refuse_unfit(shown, info)
+
+
+@contextlib.contextmanager
+def _client(address: RedisAddress) -> Iterator[Redis]:
+    """Connect to the Redis itself, or to the master that the Sentinels know."""
+    protocol = {"protocol": 2}  # Redis 5 does not know HELLO; we want its version, not its complaint
+    if not address.sentinels:
+        with Redis.from_url(address.url, **protocol, **_OPTIONS) as client:
+            yield client
+        return
+    asked = Sentinel(address.sentinels, sentinel_kwargs={"password": address.sentinel_password, **_OPTIONS})
+    with contextlib.ExitStack() as stack:
+        for sentinel in asked.sentinels:
+            stack.enter_context(sentinel)
+        login = {"db": address.db, "username": address.username, "password": address.password}
+        yield stack.enter_context(asked.master_for(address.master, **login, **protocol, **_OPTIONS))
 
 
 def _info(client: Redis, url: str) -> dict[str, Any]:
@@ -49,6 +74,9 @@ def _info(client: Redis, url: str) -> dict[str, Any]:
     except AuthenticationError as error:
         what = "refuses this user or password" if shown != url else "needs a password"
         msg = f"the Redis at {shown} {what}: set GYM_QUEUE_REDIS_URL to redis://:PASSWORD@HOST:PORT/0"
+        raise StackError(msg) from error
+    except MasterNotFoundError as error:
+        msg = f"the Sentinels of {shown} know no such master, or none that lives: {error}"
         raise StackError(msg) from error
     except RedisError as error:
         msg = f"the Redis at {shown} does not answer: {error}"
@@ -65,9 +93,3 @@ def _refuse_unfit(shown: str, info: dict[str, Any]) -> None:
     if policy.startswith("allkeys-"):
         msg = f"the Redis at {shown} drops records when it is full: its maxmemory-policy must be noeviction"
         raise StackError(msg)
-
-
-def without_password(url: str) -> str:
-    """Return the URL as it may be shown: passwords, where redis-py reads one from, are starred out."""
-    url = re.sub(r"(://[^/@]*?:)[^/]*@", r"\1***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)

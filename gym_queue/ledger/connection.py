@@ -1,45 +1,110 @@
-"""The edge between the ledger and Redis: how a client is made, and what the driver's errors mean."""
+"""How the ledger reaches Redis: connections that notice when the network is cut, and clients that follow a
+failover.
+"""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 
-from gym_queue.errors import REDIS_DISK_FULL, LedgerError
+from gym_queue import redis_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_CONNECTIONS = 16
-"""Enough for readers that wait beside writers; callers past that queue up for a connection."""
+    from gym_queue.redis_address import RedisAddress
 
 
-def connect(url: str) -> Any:
-    """Return a client. Any: redis-py's annotations mix str, bytes and None with no regard to
-    ``decode_responses``.
+@dataclass(frozen=True)
+class Patience:
+    """How long a caller can wait, in seconds: for a connection, for an answer, and for a call to be repeated
+    until it is answered.
     """
-    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=2.0), retries=10)
-    pool = aioredis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=_CONNECTIONS,
-        timeout=None,
-        retry=retry,
-        retry_on_error=[RedisConnectionError],
-    )
-    return aioredis.Redis.from_pool(pool)
+
+    connect: float
+    answer: float
+    repeat: float
+
+    @property
+    def block(self) -> float:
+        """Seconds that a read may wait in Redis for something to come: such an answer must not pass for
+        late.
+        """
+        return self.answer / 2
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn the driver's errors into ours, at the edge."""
-    try:
-        yield
-    except RedisError as error:
-        msg = REDIS_DISK_FULL if "MISCONF" in str(error) else f"Redis: {error}"
-        raise LedgerError(msg) from error
+PATIENT = Patience(connect=5.0, answer=10.0, repeat=10.0)
+IMPATIENT = Patience(connect=1.0, answer=2.0, repeat=0.0)
+
+
+class Link:
+    """One client of one Redis, or of whichever Redis the Sentinels say is the master."""
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        address = redis_address.parse(url)
+        # The edge repeats calls (``gym_queue.ledger.edge``): the driver must not do so underneath.
+        options: dict[str, Any] = {
+            "socket_connect_timeout": patience.connect,
+            "socket_timeout": patience.answer,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        self._sentinel: Sentinel | None = None
+        # Any: redis-py's annotations mix str, bytes and None with no regard to decode_responses.
+        self.client: Any
+        if address.sentinels:
+            self._sentinel = Sentinel(
+                address.sentinels,
+                sentinel_kwargs={
+                    "socket_connect_timeout": min(1.0, patience.connect),
+                    "socket_timeout": min(1.0, patience.answer),
+                    "password": address.sentinel_password,
+                    "retry": Retry(NoBackoff(), 0),
+                },
+            )
+            self.client = self._sentinel.master_for(
+                address.master,
+                db=address.db,
+                username=address.username,
+                password=address.password,
+                **options,
+                **_tcp_options(patience),
+            )
+        else:
+            tcp = {} if _is_unix(address) else _tcp_options(patience)
+            self.client = aioredis.Redis.from_pool(
+                aioredis.ConnectionPool.from_url(address.url, **options, **tcp)
+            )
+
+    async def drop_idle(self) -> None:
+        """Disconnect what is not in use: the next call connects again, to the master as it is then."""
+        await self.client.connection_pool.disconnect(inuse_connections=False)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.client.aclose()
+        for sentinel in self._sentinel.sentinels if self._sentinel else ():
+            await sentinel.aclose()
+
+
+def _is_unix(address: RedisAddress) -> bool:
+    return address.url.startswith("unix:")
+
+
+def _tcp_options(patience: Patience) -> dict[str, Any]:
+    """Let the kernel notice a peer that is gone without a word, whether we wait for it or not.
+
+    ``TCP_USER_TIMEOUT`` also ends the life of what was sent and never acknowledged: otherwise a call that was
+    given up long ago might still arrive when the network heals.
+    """
+    wanted = {
+        "TCP_KEEPIDLE": 10,
+        "TCP_KEEPINTVL": 3,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": int(patience.answer * 1000),  # milliseconds
+    }
+    options = {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
+    return {"socket_keepalive": True, "socket_keepalive_options": options}

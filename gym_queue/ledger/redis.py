@@ -25,7 +25,7 @@ from gym_queue.ledger.base import (
     kept_reason,
     next_ticket,
 )
-from gym_queue.ledger.connection import translated
+from gym_queue.ledger.edge import at_the_edge
 from gym_queue.ledger.scripts import Scripts
 from gym_queue.ledger.views import RedisViews
 from gym_queue.lifecycle import RUNNING_STATE, WAITING_STATE
@@ -36,20 +36,22 @@ if TYPE_CHECKING:
 
     from gym_queue.records import Group, Ticket
 
-_REVOKED_FOR = 3600
+_TOLD_FOR = 3600
 """Seconds that a worker has to read what was taken from it."""
 
 
 class RedisLedger(RedisViews):
-    """``gym_queue.ledger.base.Ledger`` on Redis. Bound to the event loop that first uses it."""
+    """``gym_queue.ledger.base.Ledger`` on Redis. Bound to the event loop that first uses it.
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self._scripts = Scripts(self._client)
+    A ledger that is not ``patient`` is for callers who must not be held up: it gives up after two seconds.
+    """
+
+    def __init__(self, url: str, *, patient: bool = True) -> None:
+        super().__init__(url, patient=patient)
+        self._scripts = Scripts(self._edge)
 
     async def _run_script(self, name: str, keys: Sequence[str], *args: Any) -> Any:
-        with translated():
-            return await self._scripts.run(name, keys, args)
+        return await self._scripts.run(name, keys, args)
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
         """See ``Ledger.open_run``."""
@@ -61,9 +63,8 @@ class RedisLedger(RedisViews):
             msg = f"run {spec.run_id} was submitted under another idempotency key"
             raise ConflictError(msg)
         run_id = answer.decode()
-        with translated():
-            known = await self._client.hget(names.run_key(run_id), "spec")
-        standing = RunSpec.model_validate_json(known) if known else spec
+        known = await self.run(run_id)
+        standing = known.spec if known else spec
         if standing.identity() != spec.identity():
             msg = (
                 f"idempotency key {idempotency_key!r} was used for run {run_id} with other input or settings"
@@ -87,15 +88,18 @@ class RedisLedger(RedisViews):
         ]
         prefixes = names.idempotency_key(""), names.groups_prefix(run_id)
         await self._run_script("forget_run", keys, run_id, *prefixes)
-        with translated():
-            for tickets in (*map(names.waiting_key, Stage), names.delayed_key()):
-                stale = [
-                    member
-                    async for member, _ in self._client.zscan_iter(tickets, count=1000)
-                    if members.decode(member).run_id == run_id
-                ]
-                if stale:
-                    await self._client.zrem(tickets, *stale)
+        await self._drop_tickets(run_id)
+
+    @at_the_edge
+    async def _drop_tickets(self, run_id: str) -> None:
+        for tickets in (*map(names.waiting_key, Stage), names.delayed_key()):
+            stale = [
+                member
+                async for member, _ in self._client.zscan_iter(tickets, count=1000)
+                if members.decode(member).run_id == run_id
+            ]
+            if stale:
+                await self._client.zrem(tickets, *stale)
 
     async def accept(
         self, run_id: str, cursor: int, next_cursor: int, groups: Sequence[Group]
@@ -151,7 +155,7 @@ class RedisLedger(RedisViews):
         run_id, index = fence.run_id, fence.example_index
         ticket: Ticket | None = None
         args: list[Any] = [fence.stage.value, index, fence.sample_index, fence.attempt, fence.worker]
-        args += [members.claim(fence), _REVOKED_FOR if revoke else 0]
+        args += [members.claim(fence), secrets.token_hex(4), _TOLD_FOR if revoke else 0]
         match outcome:
             case Generated(payload=payload):
                 ticket = next_ticket(fence, Stage.VERIFY, 1)
@@ -173,6 +177,7 @@ class RedisLedger(RedisViews):
             names.groups_key(run_id),
             names.results_key(run_id),
             names.revoked_key(fence.worker),
+            names.written_key(fence.worker),
         ]
         accepted = bool(await self._run_script("commit", keys, *args))
         return Receipt(accepted=accepted, ticket=ticket if accepted else None)
@@ -189,13 +194,13 @@ class RedisLedger(RedisViews):
         args: list[Any] = [run_id, summary.example_index, summary.sample_index, summary.state]
         args += [summary.model_dump_json(exclude_defaults=True), ended.row]
         args += ["" if waiting_attempt is None else waiting_attempt]
-        args += [names.claims_key(""), names.revoked_key(""), _REVOKED_FOR]
+        args += [names.claims_key(""), names.revoked_key(""), _TOLD_FOR]
         return bool(await self._run_script("end", keys, *args))
 
+    @at_the_edge
     async def revoked(self, worker: str, limit: int) -> list[Fence]:
         """See ``Ledger.revoked``."""
-        with translated():
-            claims = await self._client.lpop(names.revoked_key(worker), limit)
+        claims = await self._client.lpop(names.revoked_key(worker), limit)
         tickets = [members.decode(claim) for claim in claims or ()]
         return [fence_of(ticket, ticket.samples[0], worker) for ticket in tickets]
 
@@ -228,5 +233,4 @@ class RedisLedger(RedisViews):
 
     async def close(self) -> None:
         """See ``Ledger.close``."""
-        with translated():
-            await self._client.aclose()
+        await self._edge.close()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
+
+from gym_queue.errors import LedgerError
+from gym_queue.ledger.edge import passes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import redis.asyncio as aioredis
+    from gym_queue.ledger.edge import Edge
+
+    _Call = tuple[str, tuple[Any, ...], int, asyncio.Future[Any]]
 
 _LARGEST_BATCH = 512
 
@@ -20,8 +25,8 @@ _LARGEST_BATCH = 512
 class Scripts:
     """Runs Lua scripts, many callers to a round trip."""
 
-    def __init__(self, client: aioredis.Redis) -> None:
-        self._client = client
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
         folder = files("gym_queue.ledger") / "lua"
         self._source = {
             entry.name.removesuffix(".lua"): entry.read_bytes()
@@ -29,11 +34,11 @@ class Scripts:
             if entry.name.endswith(".lua")
         }
         self._sha: dict[str, str] = {}
-        self._queue: list[tuple[str, tuple[Any, ...], int, asyncio.Future[Any]]] = []
+        self._queue: list[_Call] = []
         self._flusher: asyncio.Task[None] | None = None
 
     async def run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run one script and return its answer. Raises ``RedisError``."""
+        """Run one script and return its answer. Raises ``LedgerError``."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append((name, (*keys, *args), len(keys), future))
         if self._flusher is None or self._flusher.done():
@@ -44,47 +49,63 @@ class Scripts:
         while self._queue:
             batch, self._queue = self._queue[:_LARGEST_BATCH], self._queue[_LARGEST_BATCH:]
             try:
-                answers = await self._execute(batch)
+                answers = await self._edge.call("scripts", partial(self._execute, batch))
+            except LedgerError as error:  # those that came meanwhile need not find it out for themselves
+                batch, self._queue = batch + self._queue, []
+                _fail(batch, error)
             except BaseException as error:
-                for *_, future in batch:
-                    if not future.done():
-                        future.set_exception(
-                            error if isinstance(error, RedisError) else RedisConnectionError(repr(error))
-                        )
-                if not isinstance(error, RedisError):
-                    raise
-                continue
-            for (*_, future), answer in zip(batch, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+                _fail(batch, error)
+                raise
+            else:
+                for call, answer in zip(batch, answers, strict=True):
+                    self._deliver(call, answer)
 
-    async def _execute(self, batch: Sequence[tuple[str, tuple[Any, ...], int, Any]]) -> list[Any]:
+    def _deliver(self, call: _Call, answer: Any) -> None:
+        name, *_, future = call
+        if isinstance(answer, RedisError):
+            refusal = self._edge.refusal(name, answer)
+            refusal.__cause__ = answer
+            answer = refusal
+        else:
+            self._edge.taken(name)
+        if future.done():  # its caller was cancelled
+            return
+        if isinstance(answer, LedgerError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    async def _execute(self, batch: Sequence[_Call]) -> list[Any]:
+        """Return the answers, errors among them. Raises an error that passes: then all are to be repeated."""
         if not self._sha:
             await self._load()
         answers = await self._pipeline(batch)
         missing = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if missing:  # Redis restarted and forgot them
+        if missing:  # Redis restarted, or another took its place
             await self._load()
             for i, answer in zip(missing, await self._pipeline([batch[i] for i in missing]), strict=True):
                 answers[i] = answer
+        for answer in answers:
+            if isinstance(answer, RedisError) and passes(answer):
+                raise answer
         return answers
 
-    async def _pipeline(self, batch: Sequence[tuple[str, tuple[Any, ...], int, Any]]) -> list[Any]:
-        if len(batch) == 1:
-            name, arguments, keys, _ = batch[0]
-            try:
-                return [await self._client.evalsha(self._sha[name], keys, *arguments)]
-            except NoScriptError as error:
-                return [error]
-        pipeline = self._client.pipeline(transaction=False)
+    async def _pipeline(self, batch: Sequence[_Call]) -> list[Any]:
+        pipeline = self._edge.client.pipeline(transaction=False)
         for name, arguments, keys, _ in batch:
             pipeline.evalsha(self._sha[name], keys, *arguments)
-        return await pipeline.execute(raise_on_error=False)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
 
     async def _load(self) -> None:
         for name, source in self._source.items():
-            self._sha[name] = await self._client.script_load(source)
+            self._sha[name] = await self._edge.client.script_load(source)
+
+
+def _fail(batch: Sequence[_Call], error: BaseException) -> None:
+    """Give each caller an error of its own: one that is raised in many places collects all their traces."""
+    for *_, future in batch:
+        if not future.done():
+            failure = LedgerError(str(error) or repr(error))
+            failure.__cause__ = error
+            future.set_exception(failure)

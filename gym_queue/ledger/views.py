@@ -9,7 +9,8 @@ from pydantic_core import from_json
 from gym_queue import names
 from gym_queue.ledger import members
 from gym_queue.ledger.base import Event, Lease, OpenRollout, OwnedAttempt, Whereabouts, fence_of
-from gym_queue.ledger.connection import connect, translated
+from gym_queue.ledger.connection import IMPATIENT, PATIENT
+from gym_queue.ledger.edge import Edge, at_the_edge
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE
 from gym_queue.records import Example, RunSpec, RunState, RunStatus, Stage, Summary
 
@@ -38,15 +39,26 @@ def _batches(some: Sequence[Any]) -> Iterator[Sequence[Any]]:
 class RedisViews:
     """The reading half of ``gym_queue.ledger.redis.RedisLedger``."""
 
-    def __init__(self, url: str) -> None:
-        self._client = connect(url)
+    def __init__(self, url: str, *, patient: bool = True) -> None:
+        self._edge = Edge(url, PATIENT if patient else IMPATIENT)
+        self._client = self._edge.client
 
+    @at_the_edge
     async def run(self, run_id: str) -> RunStatus | None:
         """See ``Ledger.run``."""
-        with translated():
-            spec, state, opened, *counters = await self._client.hmget(
-                names.run_key(run_id), "spec", "state", "opened", *_COUNTERS
-            )
+        return await self._run(run_id)
+
+    @at_the_edge
+    async def runs(self) -> list[RunStatus]:
+        """See ``Ledger.runs``."""
+        run_ids = await self._client.zrange(names.runs_key(), 0, -1)
+        statuses = [await self._run(run_id.decode()) for run_id in run_ids]
+        return [status for status in statuses if status is not None]
+
+    async def _run(self, run_id: str) -> RunStatus | None:
+        spec, state, opened, *counters = await self._client.hmget(
+            names.run_key(run_id), "spec", "state", "opened", *_COUNTERS
+        )
         if spec is None:
             return None
         values = {name: int(value or 0) for name, value in zip(_COUNTERS, counters, strict=True)}
@@ -57,21 +69,14 @@ class RedisViews:
             **values,
         )
 
-    async def runs(self) -> list[RunStatus]:
-        """See ``Ledger.runs``."""
-        with translated():
-            run_ids = await self._client.zrange(names.runs_key(), 0, -1)
-        statuses = [await self.run(run_id.decode()) for run_id in run_ids]
-        return [status for status in statuses if status is not None]
-
+    @at_the_edge
     async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``."""
         found: list[OpenRollout] = []
-        with translated():
-            indices = await self._client.zrange(names.groups_key(run_id), 0, limit - 1)
-            for batch in _batches([int(index) for index in indices]):
-                if len(found) < limit:
-                    found += await self._open_rollouts(run_id, batch)
+        indices = await self._client.zrange(names.groups_key(run_id), 0, limit - 1)
+        for batch in _batches([int(index) for index in indices]):
+            if len(found) < limit:
+                found += await self._open_rollouts(run_id, batch)
         return found[:limit]
 
     async def _open_rollouts(self, run_id: str, indices: Sequence[int]) -> list[OpenRollout]:
@@ -111,27 +116,25 @@ class RedisViews:
             ]
         return found
 
+    @at_the_edge
     async def whereabouts(self, run_id: str, example_index: int, sample_index: int) -> Whereabouts | None:
         """See ``Ledger.whereabouts``."""
-        with translated():
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.time()
-            pipeline.hmget(
-                names.group_key(run_id, example_index), f"s:{sample_index}", f"e:{sample_index}", "at"
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.hmget(names.group_key(run_id, example_index), f"s:{sample_index}", f"e:{sample_index}", "at")
+        time, (record, reason, accepted_at) = await pipeline.execute()
+        if record is None:
+            return None
+        standing = members.standing(record)
+        stage = _STAGE_OF_STATE.get(standing.state)
+        ahead, deadline = 0, None
+        if stage is not None and standing.state is WAITING_STATE[stage]:
+            ahead = await self._client.zcount(names.waiting_key(stage), "-inf", f"({standing.since!r}")
+        elif stage is not None:
+            claim = members.spell(
+                stage, run_id, example_index, standing.attempt, sample_index, standing.losses
             )
-            time, (record, reason, accepted_at) = await pipeline.execute()
-            if record is None:
-                return None
-            standing = members.standing(record)
-            stage = _STAGE_OF_STATE.get(standing.state)
-            ahead, deadline = 0, None
-            if stage is not None and standing.state is WAITING_STATE[stage]:
-                ahead = await self._client.zcount(names.waiting_key(stage), "-inf", f"({standing.since!r}")
-            elif stage is not None:
-                claim = members.spell(
-                    stage, run_id, example_index, standing.attempt, sample_index, standing.losses
-                )
-                deadline = await self._client.zscore(names.claims_key(standing.worker), claim)
+            deadline = await self._client.zscore(names.claims_key(standing.worker), claim)
         return Whereabouts(
             state=standing.state,
             attempt=standing.attempt,
@@ -145,12 +148,12 @@ class RedisViews:
             reason=(reason or b"").decode(),
         )
 
+    @at_the_edge
     async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
         """See ``Ledger.events``."""
         stream = {names.results_key(run_id): after or "0-0"}
-        block = max(1, int(wait * 1000)) if wait > 0 else None
-        with translated():
-            answer = await self._client.xread(stream, count=limit, block=block)
+        block = max(1, int(min(wait, self._edge.patience.block) * 1000)) if wait > 0 else None
+        answer = await self._client.xread(stream, count=limit, block=block)
         if not answer:
             return []
         entries = answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))[0]
@@ -163,25 +166,25 @@ class RedisViews:
             for position, fields in entries
         ]
 
+    @at_the_edge
     async def waiting(self, stage: Stage, older_than: float, limit: int) -> tuple[int, list[Ticket]]:
         """See ``Ledger.waiting``."""
         key = names.waiting_key(stage)
-        with translated():
-            newest = seconds(await self._client.time()) - older_than
-            count = await self._client.zcard(key)
-            old = await self._client.zrangebyscore(key, "-inf", newest, start=0, num=limit)
+        newest = seconds(await self._client.time()) - older_than
+        count = await self._client.zcard(key)
+        old = await self._client.zrangebyscore(key, "-inf", newest, start=0, num=limit)
         return int(count), [members.decode(member) for member in old]
 
+    @at_the_edge
     async def leases(self) -> list[Lease]:
         """See ``Ledger.leases``."""
-        with translated():
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.time()
-            pipeline.zrange(names.leases_key(), 0, -1, withscores=True)
-            time, beats = await pipeline.execute()
-            for worker, _ in beats:
-                pipeline.hgetall(names.worker_key(worker.decode()))
-            infos = await pipeline.execute()
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.zrange(names.leases_key(), 0, -1, withscores=True)
+        time, beats = await pipeline.execute()
+        for worker, _ in beats:
+            pipeline.hgetall(names.worker_key(worker.decode()))
+        infos = await pipeline.execute()
         return [
             Lease(
                 worker=worker.decode(),
@@ -191,23 +194,23 @@ class RedisViews:
             for (worker, beat), info in zip(beats, infos, strict=True)
         ]
 
+    @at_the_edge
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
         """See ``Ledger.owned``."""
         found = []
-        with translated():
-            now = seconds(await self._client.time())
-            newest = "+inf" if overdue_by is None else now - overdue_by
-            claims = await self._client.zrangebyscore(
-                names.claims_key(worker), "-inf", newest, start=0, num=limit
-            )
-            for batch in _batches(claims):
-                found += await self._owned(worker, batch, now)
+        now = seconds(await self._client.time())
+        newest = "+inf" if overdue_by is None else now - overdue_by
+        claims = await self._client.zrangebyscore(
+            names.claims_key(worker), "-inf", newest, start=0, num=limit
+        )
+        for batch in _batches(claims):
+            found += await self._owned(worker, batch, now)
         return found
 
+    @at_the_edge
     async def claimed(self, worker: str, limit: int) -> list[Fence]:
         """See ``Ledger.claimed``."""
-        with translated():
-            claims = await self._client.zrange(names.claims_key(worker), 0, limit - 1)
+        claims = await self._client.zrange(names.claims_key(worker), 0, limit - 1)
         tickets = [members.decode(claim) for claim in claims]
         return [fence_of(ticket, ticket.samples[0], worker) for ticket in tickets]
 

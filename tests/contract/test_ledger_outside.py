@@ -10,7 +10,17 @@ from gym_queue.ledger.base import LONGEST_REASON, Ended, Generated, Retry
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.lifecycle import RolloutState
 from gym_queue.records import RunState, Stage, Ticket
-from tests.contract.test_ledger import RUN, claimed, counters, ended, group, spec, submit, summary
+from tests.contract.test_ledger import (
+    RUN,
+    claimed,
+    counters,
+    ended,
+    group,
+    lasting_keys,
+    spec,
+    submit,
+    summary,
+)
 
 if TYPE_CHECKING:
     from gym_queue.ledger.base import Ledger, Outcome
@@ -243,6 +253,20 @@ async def test_an_ended_rollout_is_where_it_ended_while_its_group_goes_on(ledger
 # --- forgetting -------------------------------------------------------------------------------------------
 
 
+async def test_a_forgotten_run_has_no_retries_due_and_no_events(ledger: Ledger) -> None:
+    (ticket,) = await submit(ledger)
+    one, other = await claimed(ledger, ticket)
+    await ledger.commit(one, Retry(delay=0.000001))
+    await ledger.commit(other, ended(other))
+    position = (await ledger.events(RUN, "", 1, 0))[0].position
+    await ledger.forget_run(RUN)
+    await ledger.forget_run(RUN)
+    assert await ledger.promote_due(10) == []
+    assert await ledger.events(RUN, "", 10, 0) == []
+    assert await ledger.acknowledge(RUN, position) == 0
+    assert not (await ledger.commit(one, ended(one))).accepted
+
+
 @pytest.mark.parametrize("state", RunState)
 async def test_nothing_stays_of_a_forgotten_run_whatever_it_was_doing(
     ledger: Ledger, state: RunState
@@ -268,7 +292,7 @@ async def test_nothing_stays_of_a_forgotten_run_whatever_it_was_doing(
     await ledger.drop_lease("a")
     assert await ledger.leases() == []
     if isinstance(ledger, RedisLedger):
-        assert await ledger._client.keys("*") == []
+        assert await lasting_keys(ledger) == set()
 
 
 async def test_to_open_a_run_again_starts_its_rollouts_time_anew(ledger: Ledger) -> None:

@@ -6,15 +6,13 @@ import asyncio
 import secrets
 
 import pytest
-from redis.asyncio.retry import Retry as ConnectionRetry
-from redis.backoff import NoBackoff
 
 from gym_queue import names
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.base import Ended, Generated, Retry
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.records import Stage
-from tests.contract.test_ledger import RUN, claimed, ended, submit, summary
+from tests.contract.test_ledger import RUN, claimed, ended, lasting_keys, submit, summary
 
 
 def cancelled(index: int, sample: int) -> Ended:
@@ -22,9 +20,8 @@ def cancelled(index: int, sample: int) -> Ended:
 
 
 async def test_an_unreachable_redis_is_a_ledger_error() -> None:
-    ledger = RedisLedger("redis://127.0.0.1:1/0")
-    ledger._client.set_retry(ConnectionRetry(NoBackoff(), 0))
-    with pytest.raises(LedgerError, match="Redis"):
+    ledger = RedisLedger("redis://127.0.0.1:1/0", patient=False)
+    with pytest.raises(LedgerError, match="Redis does not answer"):
         await ledger.run(RUN)
 
 
@@ -61,8 +58,7 @@ async def test_a_whole_run_leaves_no_key_but_leases(redis_url: str) -> None:
         await ledger.end(RUN, cancelled(3, sample))
     events = await ledger.events(RUN, "", 10, 0)
     assert await ledger.acknowledge(RUN, events[-1].position) == 8
-    left = {key.decode() for key in await ledger._client.keys("*")}
-    assert left == {
+    assert await lasting_keys(ledger) == {
         names.leases_key(),
         names.worker_key("a"),
         names.run_key(RUN),
@@ -73,7 +69,7 @@ async def test_a_whole_run_leaves_no_key_but_leases(redis_url: str) -> None:
         names.delayed_key(),
     }
     await ledger.forget_run(RUN)
-    assert {key.decode() for key in await ledger._client.keys("*")} == {
+    assert await lasting_keys(ledger) == {
         names.leases_key(),
         names.worker_key("a"),
     }

@@ -27,6 +27,8 @@ from celery import bootsteps
 from celery.concurrency.base import BasePool
 from kombu.serialization import loads, prepare_accept_content
 
+from gym_queue.worker import shutdown
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,6 +38,12 @@ _SWITCH_INTERVAL = 0.001
 """Seconds. The main thread wakes for every message; with Python's 5 ms it would wait that long for a busy
 event loop.
 """
+
+_POLL = 0.05
+"""Seconds between two looks at whether a shutdown has become urgent, or is done."""
+
+_TIME_TO_HAND_BACK = 6.0
+"""Seconds that cancelled tasks have to hand their work back, and environments to close (see ``pipeline``)."""
 
 
 class AsyncioPool(BasePool):
@@ -143,22 +151,32 @@ class AsyncioPool(BasePool):
         self._held -= connection == self._connection
 
     def on_stop(self) -> None:
-        """Let running tasks end within the grace period, then cancel them: they hand their work back."""
-        grace = float(self.app.conf.get("shutdown_grace", 10.0))
-        asyncio.run_coroutine_threadsafe(self._drain(grace), self.loop).result()
+        """Let running tasks end within the grace period, then cancel them: they hand their work back.
+
+        Whoever blocks the event loop, or swallows its cancellation, is left behind.
+        """
+        grace = float(self.app.conf.shutdown_grace)
+        drained = asyncio.run_coroutine_threadsafe(self._drain(grace), self.loop)
+        until, urgent = time.monotonic() + grace + _TIME_TO_HAND_BACK, False
+        while not drained.done() and time.monotonic() < until:
+            if shutdown.is_urgent() and not urgent:
+                until, urgent = min(until, time.monotonic() + _TIME_TO_HAND_BACK), True
+            time.sleep(_POLL)
         self._report()
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
+        self._thread.join(0.1)
 
     async def _drain(self, grace: float) -> None:
+        until = time.monotonic() + grace
         if self._running:
             _log.info("%d tasks in flight; waiting up to %g s for them", len(self._running), grace)
-            await asyncio.wait(self._running, timeout=grace)
+        while self._running and time.monotonic() < until and not shutdown.is_urgent():
+            await asyncio.wait(self._running, timeout=_POLL)
         if left := set(self._running):
             _log.info("handing %d tasks back", len(left))
             for task in left:
                 task.cancel()
-            await asyncio.wait(left)
+            await asyncio.wait(left, timeout=_TIME_TO_HAND_BACK)
 
     on_terminate = on_stop
 
