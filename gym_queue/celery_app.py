@@ -85,7 +85,7 @@ def encode(ticket: Ticket) -> tuple[Any, ...]:
     return (ticket.run_id, ticket.example_index, ticket.samples, ticket.attempt, ticket.losses)
 
 
-def decode(  # noqa: PLR0913, PLR0917 - a ticket's fields
+def decode(
     stage: Stage, run_id: str, example_index: int, samples: Sequence[int], attempt: int, losses: int
 ) -> Ticket:
     """Return the ticket that the arguments of a stage's task are."""

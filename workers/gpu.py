@@ -13,6 +13,8 @@ app = worker.app
 
 
 @app.task(name=names.GENERATE_TASK, base=TicketTask)
-async def generate(run_id: str, example_index: int, samples: Sequence[int], attempt: int, losses: int) -> None:
+async def generate(
+    run_id: str, example_index: int, samples: Sequence[int], attempt: int, losses: int
+) -> None:
     """Generate the samples of one ticket."""
     await worker.pipeline.generate(decode(Stage.GENERATE, run_id, example_index, samples, attempt, losses))

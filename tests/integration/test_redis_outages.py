@@ -1,5 +1,5 @@
-"""Redis that goes away, loses its clients, is full or is demoted under real workers and beat: they wait, say so
-once, and nothing is lost.
+"""Redis that goes away, loses its clients, is full or is demoted under real workers and beat: they wait, say
+so once, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ pytestmark = pytest.mark.timeout(90)
 
 OUTAGE = 3.0
 """Seconds. Longer than ``WORKER_TIMEOUT`` here: no worker can renew its lease, and none is to blame."""
-
-Trouble = "Callable[[RedisServer, redis.Redis], AbstractContextManager[None]]"
 
 
 @contextmanager
@@ -77,7 +75,9 @@ TROUBLES = [stopped, without_its_clients, demoted, full, unable_to_write_its_fil
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
-async def test_workers_and_beat_outlive_a_redis_that_is(tmp_path: Path, trouble: Callable[..., AbstractContextManager[None]]) -> None:
+async def test_workers_and_beat_outlive_a_redis_that_is(
+    tmp_path: Path, trouble: Callable[..., AbstractContextManager[None]]
+) -> None:
     with RedisServer(tmp_path / "redis") as server, redis.Redis.from_url(server.url) as client:
         async with Fleet(server.url, tmp_path, **IMPATIENT) as fleet:
             await fleet.start("gpu", "cpu", "beat")

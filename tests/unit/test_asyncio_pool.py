@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gym_queue.worker.asyncio_pool import AsyncioPool
 from gym_queue.celery_app import make_app
 from gym_queue.settings import Settings
+from gym_queue.worker.asyncio_pool import AsyncioPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
