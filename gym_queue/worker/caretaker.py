@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery import bootsteps
-from kombu import Consumer
+from kombu.messaging import Consumer
 
 from gym_queue import assembly, names
 from gym_queue.celery_app import QUEUES
@@ -137,9 +137,7 @@ class Caretaker:
                 await self._pulse.close()
                 await self._ledger.close()
         except (GymQueueError, TimeoutError):
-            _log.warning(
-                "left without a word, for the ledger is away: a sweep will find what was left undone"
-            )
+            _log.warning("left without a word, for the ledger is away; a sweep will find what is left")
 
     async def _keep_in_touch(self) -> None:
         while True:
@@ -154,7 +152,7 @@ class Caretaker:
                 self._ward.drop(revoked)
         except LedgerError:  # it says so itself, once
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was: without a lease the worker loses all its work
             _log.exception("the caretaker stumbled")
             return
         if not self._in_touch():
@@ -189,9 +187,7 @@ class Caretaker:
         """
         if not self._in_touch() or time.monotonic() - self._there_since < _SETTLING:
             return
-        settings = self._ward.settings
-        payloads = assembly.make_payloads(settings)
-        duty = asyncio.ensure_future(sweep(self._ledger, self._broker, settings, payloads))
+        duty = asyncio.ensure_future(sweep(self._ledger, self._broker, self._ward.settings))
         try:
             while self._in_touch() and not duty.done():
                 await asyncio.wait([duty], timeout=_GLANCE)
@@ -220,7 +216,7 @@ class Caretaker:
 
 
 class TakeCare(bootsteps.StartStopStep):
-    """Consumer step that starts the caretaker. It goes on while the broker is away and while the pool drains."""
+    """Consumer step that starts the caretaker, which goes on while the broker is away and the pool drains."""
 
     def start(self, consumer: Any) -> None:
         """Runs each time the consumer (re)connects."""
@@ -257,7 +253,6 @@ class SweepWhenTold(bootsteps.ConsumerStep):
     def _told(self, _message: Any) -> None:
         self._caretaker.sweep()
 
-    def stop(self, consumer: Any) -> None:
-        """A connection that is lost has taken the channel with it."""
-        if consumer.connection is not None:
-            super().stop(consumer)
+    def _close(self, consumer: Any, cancel_consumers: bool = True) -> None:  # noqa: FBT001, FBT002 - Celery's
+        if consumer.connection is not None:  # one that is lost has taken the channel with it
+            super()._close(consumer, cancel_consumers)

@@ -45,8 +45,8 @@ _MOST_CHILDREN = 1024
 
 
 class Deadlines:
-    """Until when each child's verifier may run (``time.monotonic()``, which all processes share; 0: nothing to
-    watch), and how many seconds that gave it. In anonymous memory, which children inherit.
+    """Until when each child's verifier may run (``time.monotonic()``, which all processes share; 0: there is
+    nothing to watch), and how many seconds that gave it. In anonymous memory, which children inherit.
     """
 
     def __init__(self, children: int) -> None:
@@ -70,7 +70,7 @@ DEADLINES = Deadlines(_MOST_CHILDREN)
 
 
 def watch(seconds: float | None) -> None:
-    """Ask this child's parent to end it if it is not done in time; ``None``: it is done. Runs in the child."""
+    """Ask this process's parent to end it if its verifier is not done in time; ``None``: it is done."""
     DEADLINES.write(current_process().index, seconds)
 
 
@@ -126,7 +126,7 @@ class _Children(AsynPool):
         unasked = _Reason(FailureClass.INFRASTRUCTURE, f"the verifier's process {_how(exitcode)}")
         reason = self._reasons.get(pid, unasked)
         try:
-            raise ChildEndedError(job.ticket, *reason)
+            raise ChildEndedError(job.ticket, *reason)  # noqa: TRY301 - billiard wants it raised
         except ChildEndedError:
             job._set(None, (False, ExceptionInfo()))  # noqa: SLF001 - billiard's own way to say so
 
@@ -163,6 +163,7 @@ class PreforkPool(TaskPool):
     """See the module's docstring."""
 
     Pool = _Children
+    _pool: Any
     _hub: Any = None
 
     def on_start(self) -> None:
@@ -176,7 +177,7 @@ class PreforkPool(TaskPool):
         super().register_with_event_loop(loop)
 
     def _apply(self, target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
-        """Hand a job to a child. ``args`` is what Celery gives to its tracer: name, id, request, body, …"""
+        """Hand a job to a child. ``args`` is what Celery gives to its tracer: name, id, request and more."""
         job = self._pool.apply_async(target, args, kwargs or {}, **options)
         if job is not None:  # the pool is not closing
             stage = _STAGE_OF_TASK.get(args[0])

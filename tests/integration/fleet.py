@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import sys
 import textwrap
 from collections import Counter
@@ -21,6 +20,7 @@ from gym_queue.settings import Settings
 from gym_queue.testing import async_wait_until
 
 if TYPE_CHECKING:
+    import signal
     import subprocess
     from collections.abc import Iterable
     from types import TracebackType

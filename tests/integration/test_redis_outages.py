@@ -1,5 +1,5 @@
-"""Redis that goes away, loses its clients, is full or is demoted under real workers and beat: they wait, say so
-once, and nothing is lost.
+"""Redis that goes away, loses its clients, is full or is demoted under real workers and beat: they wait, say
+so once, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ pytestmark = pytest.mark.timeout(90)
 
 OUTAGE = 3.0
 """Seconds. Longer than ``WORKER_TIMEOUT`` here: no worker can renew its lease, and none is to blame."""
-
-Trouble = "Callable[[RedisServer, redis.Redis], AbstractContextManager[None]]"
 
 
 @contextmanager

@@ -50,7 +50,7 @@ async def test_what_ends_within_the_grace_period_is_kept(
 async def test_the_rest_is_handed_back(
     redis_url: str, tmp_path: Path, kind: str, row: dict[str, Any], grace: float, times: int
 ) -> None:
-    """After the grace period, or when a second SIGTERM comes. It is nobody's failure: one attempt is enough."""
+    """After the grace period, or at a second SIGTERM. It is nobody's failure: one attempt is enough."""
     async with Fleet(redis_url, tmp_path, GYM_QUEUE_SHUTDOWN_GRACE=grace) as fleet:
         await start(fleet, kind, "old")
         name = await fleet.worker("old")
