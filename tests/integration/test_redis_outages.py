@@ -77,7 +77,9 @@ TROUBLES = [stopped, without_its_clients, demoted, full, unable_to_write_its_fil
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
-async def test_workers_and_beat_outlive_a_redis_that_is(tmp_path: Path, trouble: Callable[..., AbstractContextManager[None]]) -> None:
+async def test_workers_and_beat_outlive_a_redis_that_is(
+    tmp_path: Path, trouble: Callable[..., AbstractContextManager[None]]
+) -> None:
     with RedisServer(tmp_path / "redis") as server, redis.Redis.from_url(server.url) as client:
         async with Fleet(server.url, tmp_path, **IMPATIENT) as fleet:
             await fleet.start("gpu", "cpu", "beat")

@@ -47,7 +47,7 @@ async def test_what_ends_within_the_grace_period_is_kept(
 
 @KINDS
 @pytest.mark.parametrize(("grace", "times"), [(0.2, 1), (60, 2)], ids=["after the grace", "at once"])
-async def test_the_rest_is_handed_back(  # noqa: PLR0913, PLR0917
+async def test_the_rest_is_handed_back(
     redis_url: str, tmp_path: Path, kind: str, row: dict[str, Any], grace: float, times: int
 ) -> None:
     """After the grace period, or when a second SIGTERM comes. It is nobody's failure: one attempt is enough."""
