@@ -236,9 +236,8 @@ async def test_g5_what_is_too_large_for_our_own_redis_lies_beside_it(tmp_path: P
         assert left.exists() is not fresh
 
 
-async def test_who_else_uses_a_redis_may_not_see_our_folder(
-    tmp_path: Path, shared_redis: RedisServer
-) -> None:
+@pytest.mark.usefixtures("shared_redis")
+async def test_who_else_uses_a_redis_may_not_see_our_folder(tmp_path: Path) -> None:
     async with EmbeddedStack(Settings(), tmp_path, workers=0, verifiers=0) as stack:
         assert stack.settings.payload_url == ""
 
