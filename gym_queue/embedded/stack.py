@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
+from gym_queue.assembly import make_payloads
 from gym_queue.embedded.children import kill_session, last_words, spawn
 from gym_queue.embedded.redis import RedisServer
 from gym_queue.errors import StackError
@@ -173,19 +174,27 @@ class EmbeddedStack:
             self._add("redis", self._redis)
             await asyncio.to_thread(self._redis.wait_ready)
             self.settings = self.settings.model_copy(update={"redis_url": self._redis.url})
-            await asyncio.to_thread(self._keep_payloads)
+        await asyncio.to_thread(self._keep_payloads)
         variables = environment(self.settings)
         commands = celery_commands(self.workers, self.verifiers, self._suffix)
         for name, argv in commands.items():
             self._add(name, CeleryPart(argv, logs / f"{name}.log", variables))
 
     def _keep_payloads(self) -> None:
-        """Keep beside our own Redis what is too large for it, unless the user said where."""
-        folder = self.run_dir / "payloads"
-        if self.fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        if "payload_url" not in self.settings.model_fields_set:
-            self.settings = self.settings.model_copy(update={"payload_url": str(folder)})
+        """Keep beside our own Redis what is too large for it, unless the user said where; see that it can be.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        if self.own_redis:
+            folder = self.run_dir / "payloads"
+            if self.fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+            if "payload_url" not in self.settings.model_fields_set:
+                self.settings = self.settings.model_copy(update={"payload_url": str(folder)})
+        payloads = make_payloads(self.settings)
+        if payloads is not None:
+            payloads.check()
 
     def _add(self, name: str, part: Part) -> None:
         self.parts[name] = part

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from gym_queue.errors import GymQueueError, LedgerError, PayloadLostError, PayloadsNotSharedError
+from gym_queue.errors import GymQueueError, LedgerError, PayloadsNotSharedError
 from gym_queue.ledger.base import Ended, Generated
 from gym_queue.ledger.payloads import SETTING, length_of
 from gym_queue.ledger.references import (
@@ -26,21 +26,18 @@ from gym_queue.ledger.references import (
     MARK,
     Reference,
     decode,
-    lost,
     name_if_cut,
     name_in,
-    outline,
     small_fields,
     stand_in,
-    whole_example,
 )
+from gym_queue.ledger.restoration import whole_attempt, whole_claim, whole_event, whole_rollout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from gym_queue.ledger.base import (
         Claim,
-        ClaimedSample,
         Event,
         Ledger,
         OpenRollout,
@@ -49,8 +46,7 @@ if TYPE_CHECKING:
         Receipt,
     )
     from gym_queue.ledger.payloads import Payloads
-    from gym_queue.ledger.references import Found
-    from gym_queue.records import Example, Fence, Group, RunSpec, Ticket
+    from gym_queue.records import Fence, Group, RunSpec, Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +55,6 @@ _LARGEST_READ = 32 * 2**20
 
 _PATIENCE = 5.0
 """Seconds that a claim waits for payloads that cannot be read for now."""
-
-_LONGEST_PAUSE = 5.0
 
 _SHARE = 16
 """Part of the threshold up to which the fields of an example that rows show stay in the ledger."""
@@ -75,25 +69,30 @@ _Position = tuple[int, ...]
 class _Unarchived:
     """What this process knows of a run's payloads that go when the archive holds its rows.
 
-    ``rows``: by position, the index of the example, and what goes with the row. ``examples``: by index, the
-    payload and how many rows are missing before it goes.
+    ``rows``: by position, example and sample index, and what goes with the row. ``examples``: by index, the
+    payload and the samples whose rows must be archived before it goes (a ledger that fell back to an older
+    state may show a row twice).
     """
 
-    rows: dict[_Position, tuple[int, list[str]]] = field(default_factory=dict)
-    examples: dict[int, tuple[str, int]] = field(default_factory=dict)
+    rows: dict[_Position, tuple[int, int, list[str]]] = field(default_factory=dict)
+    examples: dict[int, tuple[str, set[int]]] = field(default_factory=dict)
+
+    def expect(self, index: int, name: str, samples: Sequence[int]) -> None:
+        """Note an example that was sent by reference."""
+        _, missing = self.examples.get(index, (name, set()))
+        self.examples[index] = name, missing | set(samples)
 
     def archived(self, last: _Position) -> list[str]:
         """Return the payloads that go when the archive holds all rows up to a position."""
         names: list[str] = []
         for position in [position for position in self.rows if position <= last]:
-            index, of_row = self.rows.pop(position)
+            index, sample, of_row = self.rows.pop(position)
             names += of_row
-            if index in self.examples:
-                name, missing = self.examples.pop(index)
-                if missing > 1:
-                    self.examples[index] = name, missing - 1
-                else:
-                    names.append(name)
+            name, missing = self.examples.get(index, ("", {sample}))
+            missing.discard(sample)
+            if name and not missing:
+                del self.examples[index]
+                names.append(name)
         return names
 
 
@@ -116,7 +115,7 @@ class ByReference:
         self._patience = patience
         self._unarchived: dict[str, _Unarchived] = {}
         self._trajectories: WeakKeyDictionary[Fence, str] = WeakKeyDictionary()  # while someone holds them
-        self._warned = False
+        self._said: set[str] = set()
         self.run = inner.run
         self.runs = inner.runs
         self.set_run_state = inner.set_run_state
@@ -161,18 +160,14 @@ class ByReference:
         claim = await self._inner.claim(ticket, worker, lease)
         if claim is None:
             return None
-        references = [decode(sample.payload) for sample in claim.samples]
-        names = [name_in(claim.example), *(reference.name for reference in references if reference)]
+        names = [name_in(claim.example)]
+        for sample in claim.samples:
+            if reference := decode(sample.payload):
+                self._trajectories[sample.fence] = reference.name
+                names.append(reference.name)
         if names == [""]:
             return claim
-        found = await self._get(ticket.run_id, names, self._patience)
-        example, trouble = whole_example(claim.example, found)
-        samples = []
-        for sample, reference in zip(claim.samples, references, strict=True):
-            if reference:
-                self._trajectories[sample.fence] = reference.name
-            samples.append(_whole_sample(sample, reference, found, trouble))
-        return claim.model_copy(update={"example": example, "samples": tuple(samples)})
+        return whole_claim(claim, await self._get(ticket.run_id, names, min(self._patience, lease / 4)))
 
     async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
         """See ``Ledger.commit``."""
@@ -196,10 +191,7 @@ class ByReference:
         rollouts = await self._inner.open_rollouts(run_id, limit)
         found = await self._get(run_id, [name_if_cut(rollout.example) for rollout in rollouts])
         return [
-            rollout.model_copy(update={"example": _outline(rollout.example, found)})
-            if name_in(rollout.example)
-            else rollout
-            for rollout in rollouts
+            whole_rollout(rollout, found) if name_in(rollout.example) else rollout for rollout in rollouts
         ]
 
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
@@ -214,10 +206,10 @@ class ByReference:
             if reference := decode(attempt.payload):
                 self._trajectories[attempt.fence] = reference.name
                 names.append(reference.name)
-        found: dict[str, Found] = {}
+        found: dict[str, bytes | GymQueueError] = {}
         for run_id, names in wanted.items():
             found |= await self._get(run_id, names)
-        return [_whole_attempt(attempt, found) for attempt in attempts]
+        return [whole_attempt(attempt, found) for attempt in attempts]
 
     async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
         """See ``Ledger.events``. Fewer than there are, where they are large. A row that is lost is one of a
@@ -237,13 +229,14 @@ class ByReference:
                 break
             references.append(reference)
             names = [reference.name, reference.trajectory] if reference else []
-            index = event.summary.example_index
+            index, sample = event.summary.example_index, event.summary.sample_index
             if names or index in unarchived.examples:
-                unarchived.rows[_position(event.position)] = index, [name for name in names if name]
+                names = [name for name in names if name]
+                unarchived.rows[_position(event.position)] = index, sample, names
                 self._unarchived[run_id] = unarchived
         found = await self._get(run_id, [reference.name for reference in references if reference])
         return [
-            _whole_event(run_id, event, reference, found)
+            whole_event(run_id, event, reference, found)
             for event, reference in zip(events, references, strict=False)
         ]
 
@@ -271,9 +264,7 @@ class ByReference:
         try:
             return await asyncio.to_thread(self._payloads.put, run_id, payloads)
         except PayloadsNotSharedError as error:
-            if not self._warned:
-                _log.warning("what is large stays in Redis: %s", error)
-                self._warned = True
+            self._say_once(f"what is large stays in Redis: {error}")
             return []
 
     async def _shorten_examples(self, run_id: str, groups: Sequence[Group]) -> Sequence[Group]:
@@ -282,12 +273,12 @@ class ByReference:
         if not names:
             return groups
         by_index = {int(place): name for (_, place, _), name in zip(large, names, strict=True)}
-        examples = self._unarchived.setdefault(run_id, _Unarchived()).examples
+        unarchived = self._unarchived.setdefault(run_id, _Unarchived())
         short = {}
         for group in groups:
             index = group.example_index
             if index in by_index:
-                examples.setdefault(index, (by_index[index], len(group.samples)))
+                unarchived.expect(index, by_index[index], group.samples)
                 short[index] = {
                     "example": stand_in(group.example, by_index[index], self._threshold // _SHARE)
                 }
@@ -318,7 +309,9 @@ class ByReference:
         reference = Reference(name=names[0], trajectory=trajectory, row=fields)
         return Ended(summary=ended.summary, row=reference.encode())
 
-    async def _get(self, run_id: str, names: Sequence[str], patience: float = 0.0) -> dict[str, Found]:
+    async def _get(
+        self, run_id: str, names: Sequence[str], patience: float = 0.0
+    ) -> dict[str, bytes | GymQueueError]:
         """Return payloads, or why there are none, after ``patience`` seconds."""
         wanted = list(dict.fromkeys(name for name in names if name))
         if self._payloads is None:
@@ -326,8 +319,10 @@ class ByReference:
                 f"{SETTING} is not set here, and run {run_id} keeps payloads outside Redis: all of its "
                 "processes need the same setting"
             )
+            if wanted:
+                self._say_once(str(error))
             return dict.fromkeys(wanted, error)
-        found: dict[str, Found] = {}
+        found: dict[str, bytes | GymQueueError] = {}
         pause, give_up = 0.1, time.monotonic() + patience
         while wanted:
             found |= await asyncio.to_thread(self._payloads.get, run_id, wanted)
@@ -335,48 +330,18 @@ class ByReference:
             if not wanted or time.monotonic() + pause > give_up:
                 break
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause *= 2
+        for answer in found.values():
+            if isinstance(answer, PayloadsNotSharedError):
+                self._say_once(str(answer))
         return found
 
-
-def _outline(example: Example, found: Mapping[str, Found]) -> Example:
-    shown, trouble = outline(example, found)
-    if trouble:
-        _log.warning("example %s: %s", example.id, trouble)
-    return shown
-
-
-def _whole_attempt(attempt: OwnedAttempt, found: Mapping[str, Found]) -> OwnedAttempt:
-    reference = decode(attempt.payload)
-    payload = found[reference.name] if reference else attempt.payload
-    if isinstance(payload, GymQueueError):
-        _log.warning("a trajectory cannot be read: %s", payload)
-        payload = None
-    return attempt.model_copy(update={"example": _outline(attempt.example, found), "payload": payload})
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            _log.warning(sentence)
 
 
 def _position(position: str) -> _Position:
     """Return what positions are ordered by."""
     return tuple(map(int, position.split("-")))
-
-
-def _whole_event(run_id: str, event: Event, reference: Reference | None, found: Mapping[str, Found]) -> Event:
-    if reference is None:
-        return event
-    row = found[reference.name]
-    if isinstance(row, PayloadLostError):
-        _log.error("rollout %s.%s: %s", event.summary.example_index, event.summary.sample_index, row)
-        return lost(event, reference, run_id, row)
-    if isinstance(row, GymQueueError):
-        raise row
-    return event.model_copy(update={"row": row})
-
-
-def _whole_sample(
-    sample: ClaimedSample, reference: Reference | None, found: Mapping[str, Found], trouble: str
-) -> ClaimedSample:
-    payload = found[reference.name] if reference else sample.payload
-    if isinstance(payload, GymQueueError):
-        trouble = trouble or f"its trajectory cannot be read: {payload}"
-        payload = None
-    return sample.model_copy(update={"payload": payload, "unreadable": trouble})

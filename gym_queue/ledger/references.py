@@ -1,21 +1,16 @@
-"""What stands in the ledger for a payload that is kept elsewhere, and what is said if that payload is lost.
+"""What stands in the ledger for a payload that is kept elsewhere.
 
 No user can forge one: what could be taken for a reference goes by reference itself.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 from pydantic_core import from_json, to_json
 
-from gym_queue.errors import GymQueueError
-from gym_queue.ledger.base import Event
-from gym_queue.records import Example, FailedRow, FailureClass, Record, rollout_id
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from gym_queue.records import Example, FailedRow, Record
 
 MARK = b"\0payload:"
 """What references begin with, and no JSON does."""
@@ -28,9 +23,6 @@ _CUT = "cut"
 _LARGE = {"messages", "trajectory"}
 _OF_A_FAILURE = {"failure_class", "stage", "error"}
 _SMALL = frozenset(FailedRow.model_fields) - _LARGE - _OF_A_FAILURE
-
-Found = GymQueueError | bytes
-"""A payload, or why there is none."""
 
 
 class Reference(Record):
@@ -81,45 +73,3 @@ def name_in(example: Example) -> str:
 def name_if_cut(example: Example) -> str:
     """Return the name of the payload without which an example's rows cannot be written, or nothing."""
     return name_in(example) if _CUT in example.row else ""
-
-
-def outline(example: Example, found: Mapping[str, Found]) -> tuple[Example, str]:
-    """Return all of an example that its rows show, and nothing; or what is left of it, and why."""
-    if name_if_cut(example):
-        return whole_example(example, found)
-    return (example.model_copy(update={"row": {}}) if name_in(example) else example), ""
-
-
-def whole_example(example: Example, found: Mapping[str, Found]) -> tuple[Example, str]:
-    """Return the example that another stands for, and nothing; or what is left of it, and why."""
-    name = name_in(example)
-    payload = found.get(name, b"")
-    if isinstance(payload, GymQueueError):
-        return example.model_copy(update={"row": {}}), f"its example cannot be read: {payload}"
-    return (Example.model_validate_json(payload) if name else example), ""
-
-
-def lost(event: Event, reference: Reference, run_id: str, error: GymQueueError) -> Event:
-    """Return how a rollout ends whose row is lost: as failed, unless it was cancelled."""
-    summary = event.summary
-    state = "cancelled" if summary.state == "cancelled" else "failed"
-    failure_class = FailureClass.INFRASTRUCTURE if state == "failed" else None
-    of_summary = {"example_index", "sample_index", "attempt", "usage", "turns", "timings"}
-    known = {
-        "run_id": run_id,
-        "rollout_id": rollout_id(run_id, summary.example_index, summary.sample_index),
-        "example_id": "",
-        "environment": "",
-        "model": "",
-        "finish_reason": None,
-        **summary.model_dump(include=of_summary),
-        **reference.row,
-    }
-    ending = {"class": failure_class, "stage": None, "error": f"its row was lost: {error}", "state": state}
-    row = FailedRow.model_validate({**known, **ending, "messages": (), "trajectory": None})
-    changes: dict[str, Any] = {"state": state, "failure_class": failure_class, "reward": None, "metrics": {}}
-    return Event(
-        position=event.position,
-        summary=summary.model_copy(update=changes),
-        row=row.model_dump_json(by_alias=True).encode(),
-    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from hypothesis import settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from gym_queue.ledger.memory import MemoryLedger
@@ -70,6 +71,10 @@ def test_random_histories_on_redis(redis_server: str) -> None:
         run_state_machine_as_test(machine)
 
 
+FEWER = settings(max_examples=30)
+"""The ledgers inside have had theirs."""
+
+
 class MemoryByReferenceMachine(LedgerMachine):
     def __init__(self) -> None:
         clear_memory_url()
@@ -100,11 +105,11 @@ class RedisByReferenceMachine(RedisMachine):
 
 @pytest.mark.timeout(400)
 def test_random_histories_in_memory_by_reference() -> None:
-    run_state_machine_as_test(MemoryByReferenceMachine)
+    run_state_machine_as_test(MemoryByReferenceMachine, settings=FEWER)
 
 
 @pytest.mark.timeout(400)
 def test_random_histories_on_redis_by_reference(redis_server: str, tmp_path: Path) -> None:
     with redis.Redis.from_url(redis_server) as server:
         machine: Any = lambda: RedisByReferenceMachine(server, redis_server, tmp_path)  # noqa: E731 - the same
-        run_state_machine_as_test(machine)
+        run_state_machine_as_test(machine, settings=FEWER)

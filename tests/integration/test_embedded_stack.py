@@ -15,7 +15,7 @@ from redis import Redis
 
 from gym_queue.embedded.redis import RedisServer
 from gym_queue.embedded.stack import EmbeddedStack, celery_commands
-from gym_queue.errors import StackError
+from gym_queue.errors import StackError, UsageError
 from gym_queue.settings import Settings
 from gym_queue.testing import async_wait_until, wait_until
 from tests.integration.played_processes import Pids, play, running, worker
@@ -221,3 +221,35 @@ def test_real_celery_processes_die_with_their_parent(tmp_path: Path) -> None:
     finally:
         parent.kill()
         parent.communicate()
+
+
+# --- what is too large for Redis ---------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("own_redis")
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_g5_what_is_too_large_for_our_own_redis_lies_beside_it(tmp_path: Path, *, fresh: bool) -> None:
+    left = tmp_path / "payloads" / "run-earlier"
+    left.mkdir(parents=True)
+    async with EmbeddedStack(Settings(), tmp_path, workers=0, verifiers=0, fresh=fresh) as stack:
+        assert stack.settings.payload_url == str(tmp_path / "payloads")
+        assert left.exists() is not fresh
+
+
+@pytest.mark.usefixtures("shared_redis")
+async def test_who_else_uses_a_redis_may_not_see_our_folder(tmp_path: Path) -> None:
+    async with EmbeddedStack(Settings(), tmp_path, workers=0, verifiers=0) as stack:
+        assert stack.settings.payload_url == ""
+
+
+@pytest.mark.usefixtures("own_redis")
+async def test_where_the_user_said_is_checked_before_anything_is_started(tmp_path: Path) -> None:
+    for url in ("", str(tmp_path / "elsewhere")):
+        stack = EmbeddedStack(Settings(payload_url=url), tmp_path, workers=0, verifiers=0)
+        async with stack:
+            assert stack.settings.payload_url == url
+    (tmp_path / "file").touch()
+    stack = EmbeddedStack(Settings(payload_url=str(tmp_path / "file")), tmp_path, workers=1, verifiers=0)
+    with pytest.raises(UsageError, match="GYM_QUEUE_PAYLOAD_URL cannot be used"):
+        await stack.__aenter__()
+    assert stack.parts == {}

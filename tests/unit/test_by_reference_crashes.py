@@ -217,3 +217,18 @@ async def test_g1_a_run_whose_ledger_and_store_come_and_go_is_complete(tmp_path:
         metrics = await coordinator.run()
     assert output.places() == everything(20)
     assert metrics.rollouts.succeeded == 40
+
+
+async def test_an_example_is_kept_for_samples_that_a_ledger_sent_back_in_time_shows_twice(
+    beside: Beside,
+) -> None:
+    """As after a failover to a replica that lagged behind: what was acknowledged comes again."""
+    (ticket,) = await beside.submit(large_group(0))
+    await claimed(beside.ledger, ticket)
+    await beside.ledger.end(RUN, Ended(summary=summary((0, 0), "cancelled"), row=b"{}"))
+    events = beside.inner._runs[RUN].results
+    for _ in range(2):
+        before = dict(events)
+        await beside.acknowledge_all()
+        events.update(before)
+    assert beside.kept() == ["example-0"]

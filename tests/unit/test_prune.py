@@ -11,7 +11,11 @@ from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.ledger.payloads import Payloads
 from gym_queue.maintenance import prune as prune_module
 from gym_queue.maintenance.prune import prune
+from gym_queue.maintenance.sweep import sweep
+from gym_queue.settings import Settings
 from tests.unit.road import RUN, run_spec
+from tests.unit.silent_fleet import Fleet
+from tests.unit.test_sweep import Post
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,3 +68,11 @@ async def test_runs_of_another_ledger_are_left_alone(payloads: Payloads, tmp_pat
 
 async def test_without_payloads_there_is_nothing_to_do() -> None:
     assert await prune(MemoryLedger(), None) == 0
+
+
+@pytest.mark.usefixtures("old_at_once")
+async def test_the_sweep_does_it(payloads: Payloads) -> None:
+    payloads.open(RUN)
+    fleet = Fleet()
+    await sweep(fleet.ledger, Post(fleet), Settings(), payloads)
+    assert payloads.opened_before(0.0) == []
