@@ -206,10 +206,10 @@ class RedisViews:
             found += await self._owned(worker, batch, now)
         return found
 
+    @at_the_edge
     async def claimed(self, worker: str, limit: int) -> list[Fence]:
         """See ``Ledger.claimed``."""
-        with translated():
-            claims = await self._client.zrange(names.claims_key(worker), 0, limit - 1)
+        claims = await self._client.zrange(names.claims_key(worker), 0, limit - 1)
         tickets = [members.decode(claim) for claim in claims]
         return [fence_of(ticket, ticket.samples[0], worker) for ticket in tickets]
 
