@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.chaos.workload import Ending, Workload
 
 _PATIENCE = 30.0
+_CHANCES = 10
 _PROGRESS_INTERVAL = 5.0
 _SHOWN_OF_A_KIND = 3
 
@@ -99,6 +100,8 @@ async def finish(
 def _run_has_ended(stack: Stack, faults: asyncio.Task[None]) -> bool:
     if faults.done():
         faults.result()  # a fault that could not be made to happen is no run worth waiting for
+    own = [death for death in stack.processes.deaths if death.name == COORDINATOR and not death.asked]
+    assert len(own) < _CHANCES, f"the coordinator keeps ending: {own[-1]}"
     return not stack.part(COORDINATOR).wanted
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _FOLDER = Path("runs/chaos")
 )
 def main(seed: int, minutes: float, scenario: tuple[str, ...]) -> None:
     """Play scenarios of chaos; exit with 1 if one went wrong. Logs of those are kept."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or a cable and frozen processes would be left
     deadline, failed = time.monotonic() + 60.0 * minutes, []
     if missing := network.why_not():
         click.echo(f"no cable is cut: {missing}")
