@@ -16,6 +16,7 @@ from gym_queue.cli.lookup import connected, with_redis_of
 from gym_queue.cli.runs import table
 from gym_queue.cli.wording import columns, count, duration
 from gym_queue.records import Stage
+from gym_queue.redis_address import without_password
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -87,8 +88,6 @@ async def _show(settings: Settings, output: Path | None) -> None:
 
 
 async def _screen(settings: Settings, ledger: Ledger) -> AsyncIterator[str]:
-    from gym_queue.embedded.preflight import without_password  # noqa: PLC0415 - redis-py loads slowly
-
     yield f"Redis at {without_password(settings.redis_url)} answers"
     standing, leases = await ledger.runs(), await ledger.leases()
     pace = Pace.of(settings)

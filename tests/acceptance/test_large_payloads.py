@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLES, SAMPLES = 12, 3
 SLOW = ["--model", "stub:?text=4&delay=0.2", "--samples", str(SAMPLES), "--concurrency", "4"]
-ALL = {"GYM_QUEUE_PAYLOAD_THRESHOLD": 0}
+ALL: dict[str, Any] = {"GYM_QUEUE_PAYLOAD_THRESHOLD": 0}
 
 
 @pytest.fixture
