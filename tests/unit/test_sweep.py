@@ -63,6 +63,7 @@ async def done(fleet: Fleet) -> set[str]:
     return duties
 
 
+@pytest.mark.guarantee("G3", "G4", "G7")
 async def test_all_duties_are_done() -> None:
     fleet = await all_needed()
     await sweep(fleet.ledger, Post(fleet), SETTINGS)
