@@ -84,8 +84,9 @@ class Death:
 class _Record:
     """How a part has done so far. ``due`` is when to start it again; ``None`` while it runs.
 
-    What it says in its log begins at byte ``log_start``. ``early`` counts deaths in a row before it had started, ``vain`` those without progress of the run since
-    the one before; ``progress`` is how far the run was at the last.
+    What it says in its log begins at byte ``log_start``. ``early`` counts deaths in a row before it had
+    started, ``vain`` those without progress of the run since the one before; ``progress`` is how far the run
+    was at the last.
     """
 
     started: float = field(default_factory=time.monotonic)
