@@ -145,7 +145,7 @@ async def cut_off(folder: Path, seed: int, _size: Size) -> Report:
 async def _comes_back(
     stack: Stack, seed: int, leave: Callable[[], object], come_back: Callable[[], object]
 ) -> Report:
-    """gpu1, with all claims, is away until gpu2 has taken them over. What it then writes of 40 comes late: gpu2
+    """gpu1, with all claims, is away until gpu2 has taken them over. What it then writes of 40 is late: gpu2
     still works on these. It must take over the other 20 as soon as gpu2 gives them up.
     """
     rows = workload.draw(seed, {"gated": 40, "gated last": 20})
