@@ -11,7 +11,6 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
 from amqp.exceptions import ChannelError
 from celery import Celery
@@ -21,7 +20,7 @@ from kombu.utils.uuid import uuid
 from redis.exceptions import RedisError
 
 from gym_queue import names, transport
-from gym_queue.errors import REDIS_DISK_FULL, BrokerError
+from gym_queue.errors import BrokerError, redis_refusal
 from gym_queue.records import Ticket
 
 if TYPE_CHECKING:
@@ -44,16 +43,6 @@ _PATIENCE, _PAUSE = 10.0, 0.2
 transport.install()
 
 
-def broker_url(redis_url: str) -> str:
-    """Spell a redis-py URL the way kombu wants it: they differ for unix sockets only."""
-    parts = urlsplit(redis_url)
-    if parts.scheme != "unix":
-        return redis_url
-    database = parse_qs(parts.query).get("db", ["0"])[0]
-    user = f"{parts.username or ''}:{parts.password}@" if parts.password else ""
-    return f"redis+socket://{user}{parts.path}?virtual_host={database}"
-
-
 def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Celery:
     """Return a configured app.
 
@@ -64,8 +53,8 @@ def make_app(name: str, settings: Settings, consume: Sequence[str] = ()) -> Cele
     """
     app = Celery(name, set_as_current=False)
     app.conf.update(
-        broker_url=broker_url(settings.redis_url),
-        broker_transport_options=transport.options(),
+        broker_url=transport.broker_url(settings.redis_url),
+        broker_transport_options=transport.options(settings.redis_url),
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
@@ -112,13 +101,12 @@ def decode(
 
 def _translated(error: Exception) -> BrokerError:
     """Give a failure of the driver its class; kombu hides what Redis said behind errors of its own."""
-    sentence = f"broker: {error}"
     cause: BaseException | None = error
     while cause is not None:
-        if "MISCONF" in str(cause):
-            sentence = REDIS_DISK_FULL
+        if refusal := redis_refusal(str(cause)):
+            return BrokerError(refusal)
         cause = cause.__cause__ or cause.__context__
-    return BrokerError(sentence)
+    return BrokerError(f"broker: {error}")
 
 
 class CeleryBroker:

@@ -63,7 +63,7 @@ class DiskFullError(StorageError):
 REDIS_DISK_FULL = (
     "Redis takes no more writes, because it cannot write its append-only file (is its disk full?)"
 )
-REDIS_FULL = "Redis takes nothing new, because it is full (maxmemory is reached)"
+REDIS_FULL = "Redis takes nothing new, because it has no room (see its maxmemory)"
 
 
 def redis_refusal(message: str) -> str | None:
@@ -73,7 +73,7 @@ def redis_refusal(message: str) -> str | None:
     """
     if "MISCONF" in message:
         return REDIS_DISK_FULL
-    if "OOM" in message or "used memory > 'maxmemory'" in message:
+    if "maxmemory" in message:
         return REDIS_FULL
     return None
 

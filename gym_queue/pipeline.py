@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -22,7 +21,7 @@ from gym_queue.records import Limits, Stage
 from gym_queue.stages import Stages, longest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
@@ -181,10 +180,10 @@ class Pipeline:
         """
         fences = [fence_of(ticket, sample, self._worker) for sample in ticket.samples]
         try:
-            async with _answer_within(limits.store_timeout):
+            async with asyncio.timeout(limits.store_timeout):
                 return await self._ledger.claim(ticket, self._worker, longest(ticket.stage, limits))
-        except LedgerError as error:
-            await self._hand_back(fences, f"the answer to a claim was lost: {error}", limits.store_timeout)
+        except (LedgerError, TimeoutError):  # the ledger says once that it is away
+            await self._hand_back(fences, "the answer to its claim was lost", limits.store_timeout)
             return None
         except asyncio.CancelledError:
             await asyncio.shield(self._hand_back(fences, self._farewell, _PATIENCE_AT_THE_END))
@@ -269,26 +268,17 @@ class Pipeline:
             _log.warning("%s", sentence)
 
 
-@asynccontextmanager
-async def _answer_within(seconds: float) -> AsyncIterator[None]:
-    """Raise ``LedgerError`` when the ledger takes longer to answer."""
-    try:
-        async with asyncio.timeout(seconds) as timeout:
-            yield
-    except TimeoutError as expiry:
-        if not timeout.expired():
-            raise
-        msg = f"the ledger did not answer within {seconds:g} s"
-        raise LedgerError(msg) from expiry
-
-
 async def _patiently(ask: Callable[[], Awaitable[_Answer]], patience: float) -> _Answer:
     """Repeat a call that is safe to repeat until the ledger answers, ``patience`` seconds at most."""
     pause = 0.1
-    async with _answer_within(patience):
-        while True:
-            try:
-                return await ask()
-            except LedgerError:
-                await asyncio.sleep(pause * random.random())
-                pause = min(2 * pause, _LONGEST_PAUSE)
+    try:
+        async with asyncio.timeout(patience):
+            while True:
+                try:
+                    return await ask()
+                except LedgerError:
+                    await asyncio.sleep(pause * random.random())
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+    except TimeoutError as expiry:
+        msg = f"no answer of the ledger within {patience:g} s"
+        raise LedgerError(msg) from expiry

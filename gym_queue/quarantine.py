@@ -80,7 +80,6 @@ class Quarantine:
             await place
         except asyncio.CancelledError:
             if place.cancelled():  # it had not been let in: others may have waited for it alone
-                self._forget(place)
                 self._let_in()
             else:
                 self._leave(most)
@@ -92,14 +91,11 @@ class Quarantine:
         self._someone_is_alone = False  # while somebody is alone, nobody else can leave
         self._let_in()
 
-    def _forget(self, place: _Place) -> None:
-        self._others.pop(place, None)
-        for turns in (self._to_be_alone, self._next_round):
-            if place in turns:
-                turns.remove(place)
-
     def _let_in(self) -> None:
-        """Let in whom the rules of the module's docstring allow. Called after every change."""
+        """Let in whom the rules of the module's docstring allow. Called after every change.
+
+        Places of those who gave up stay in line and are passed over.
+        """
         if self._someone_is_alone:
             return
         if not self._waits_to_be_alone():
@@ -112,7 +108,7 @@ class Quarantine:
             self._admit(self._to_be_alone.popleft(), _ALONE)
 
     def _waits_to_be_alone(self) -> bool:
-        """Tell whether somebody does; places of those who gave up are taken away."""
+        """Tell whether somebody does, and has not given up."""
         while self._to_be_alone and self._to_be_alone[0].done():
             self._to_be_alone.popleft()
         return bool(self._to_be_alone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Never, Protocol, TextIO
 
@@ -123,7 +124,7 @@ class Lines:
 
     def note(self, sentence: str) -> None:
         """See ``View``."""
-        print(sentence, file=self._stream, flush=True)
+        self._print(sentence)
 
     def close(self) -> None:
         """See ``View``."""
@@ -140,7 +141,11 @@ class Lines:
         facts = [f"{done}/{self._total} rollouts", *_facts(self._progress), f"{rate:.1f} rollouts/s"]
         if left and rate > 0:
             facts.append(f"{_duration(left / rate)} left")
-        print(f"[{_duration(elapsed)}]", ", ".join(facts), file=self._stream, flush=True)
+        self._print(f"[{_duration(elapsed)}] {', '.join(facts)}")
+
+    def _print(self, line: str) -> None:
+        with suppress(OSError):  # it may go to a disk that is full: the run is worth more than a line of it
+            print(line, file=self._stream, flush=True)
 
 
 def _duration(seconds: float) -> str:

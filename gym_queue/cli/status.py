@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 PROGRAM = "submit-rollouts"
@@ -14,4 +16,5 @@ INTERRUPTED = 130
 
 def say(sentence: str) -> None:
     """Tell the user one thing, on stderr and on one line."""
-    click.echo(f"{PROGRAM}: {' '.join(sentence.split())}", err=True)
+    with suppress(OSError):  # its stderr may go to a disk that is full
+        click.echo(f"{PROGRAM}: {' '.join(sentence.split())}", err=True)

@@ -38,6 +38,6 @@ async def patiently(call: Callable[[], Awaitable[_Result]]) -> _Result:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
         else:
-            if _broker.is_on and pause >= _LONGEST_PAUSE:
+            if pause >= _LONGEST_PAUSE:
                 _broker.is_over()
             return result

@@ -207,9 +207,13 @@ class Coordinator:
     async def _watch(self) -> None:
         """Publish retries when they are due, sooner than the sweep would, see how the run stands, and end it
         when it was cancelled.
+
+        Adds nothing to a counter each time: a run may have nothing to write for long, and its user shall hear
+        all the same (from the ledger, once) that Redis takes no writes.
         """
         while True:
             await patiently(self._look)
+            await patiently(partial(self._ledger.count_republished, self._spec.run_id, 0))
             self._on_progress(self._progress())
             if self._cancelled:
                 await self._end_cancelled()

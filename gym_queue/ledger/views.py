@@ -56,8 +56,9 @@ class RedisViews:
         return [status for status in statuses if status is not None]
 
     async def _run(self, run_id: str) -> RunStatus | None:
-        fields = ("spec", "state", "opened", *_COUNTERS)
-        spec, state, opened, *counters = await self._client.hmget(names.run_key(run_id), *fields)
+        spec, state, opened, *counters = await self._client.hmget(
+            names.run_key(run_id), "spec", "state", "opened", *_COUNTERS
+        )
         if spec is None:
             return None
         values = {name: int(value or 0) for name, value in zip(_COUNTERS, counters, strict=True)}

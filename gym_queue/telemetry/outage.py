@@ -19,11 +19,6 @@ class Outage:
         self._what = what
         self._since: float | None = None
 
-    @property
-    def is_on(self) -> bool:
-        """Whether it was away when it was last heard of."""
-        return self._since is not None
-
     def goes_on(self, error: BaseException) -> None:
         """It is away; say so if that is news."""
         if self._since is None:

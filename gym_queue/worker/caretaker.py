@@ -26,7 +26,6 @@ from gym_queue.maintenance.publication import offer
 from gym_queue.maintenance.reap import lose
 from gym_queue.maintenance.sweep import sweep
 from gym_queue.pipeline import attempt_of, attempts_of
-from gym_queue.telemetry.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Sequence
@@ -42,12 +41,20 @@ _TICK = 1.0
 
 _MANY = 10_000
 
-_SETTLING = 3.0
-"""Seconds that a ledger must have been there before a sweep believes in silent workers: none could renew its
-lease before.
+_IN_TOUCH = 3.0
+"""Seconds after its last answer from which on the ledger counts as away."""
+
+_SETTLING = 4.0
+"""Seconds that the ledger must have been there before a sweep believes in silent workers: while it was away,
+nobody could renew a lease.
 """
 
-_PATIENCE_AT_THE_END = 5.0
+_GLANCE = 0.5
+"""Seconds between two looks of a sweep at whether the ledger is still there."""
+
+_PATIENCE_AT_THE_END, _WITHOUT_HOPE = 5.0, 1.0
+"""Seconds to say farewell to the ledger, and to one that was away already."""
+
 _TIME_TO_EXIT = 5.0
 
 
@@ -76,7 +83,7 @@ class Caretaker:
 
     def __init__(self, ward: Ward) -> None:
         self._ward = ward
-        self._outage = Outage(_log, "the ledger")
+        self._heard_at = 0.0
         self._there_since = 0.0
         self._renew_at = 0.0
         self._known = False
@@ -116,45 +123,54 @@ class Caretaker:
 
     async def _care(self) -> None:
         self._ledger = assembly.make_ledger(self._ward.settings)
+        self._pulse = assembly.make_ledger(self._ward.settings, patient=False)
         self._broker = assembly.make_broker(self._ward.settings)
-        while not self._over.is_set():
-            await self._tick()
-            try:
-                await asyncio.wait_for(self._over.wait(), _TICK)
-            except TimeoutError:
-                continue
+        self._heard_at = time.monotonic()
+        self._begin(self._keep_in_touch())
+        await self._over.wait()
         for task in self._tasks:
             task.cancel()
         try:
-            async with asyncio.timeout(_PATIENCE_AT_THE_END):
+            async with asyncio.timeout(_PATIENCE_AT_THE_END if self._in_touch() else _WITHOUT_HOPE):
                 await self._leave()
                 await self._broker.close()
+                await self._pulse.close()
                 await self._ledger.close()
-        except (GymQueueError, TimeoutError) as error:
-            _log.warning("left without a word, for the ledger is away: %s", error)
+        except (GymQueueError, TimeoutError):
+            _log.warning(
+                "left without a word, for the ledger is away: a sweep will find what was left undone"
+            )
+
+    async def _keep_in_touch(self) -> None:
+        while True:
+            await self._tick()
+            await asyncio.sleep(_TICK)
 
     async def _tick(self) -> None:
         try:
             if time.monotonic() >= self._renew_at:
                 await self._renew()
-            if revoked := await self._ledger.revoked(self._ward.name, _MANY):
+            if revoked := await self._pulse.revoked(self._ward.name, _MANY):
                 self._ward.drop(revoked)
-        except LedgerError as error:
-            self._outage.goes_on(error)
+        except LedgerError:  # it says so itself, once
+            return
         except Exception:
             _log.exception("the caretaker stumbled")
-        else:
-            if self._outage.is_on:
-                self._there_since = time.monotonic()
-            self._outage.is_over()
+            return
+        if not self._in_touch():
+            self._there_since = time.monotonic()
+        self._heard_at = time.monotonic()
+
+    def _in_touch(self) -> bool:
+        return time.monotonic() - self._heard_at < _IN_TOUCH
 
     async def _renew(self) -> None:
         ward = self._ward
-        known = await self._ledger.heartbeat(ward.name, ward.info())
+        known = await self._pulse.heartbeat(ward.name, ward.info())
         if self._known and not known:
             _log.warning("this worker had been given up: others have its work now, and it drops it")
         self._known = True
-        self._idle = await disown(self._ledger, self._broker, ward.name, ward.running(), self._idle)
+        self._idle = await disown(self._pulse, self._broker, ward.name, ward.running(), self._idle)
         self._renew_at = time.monotonic() + ward.settings.worker_heartbeat_interval
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -164,11 +180,23 @@ class Caretaker:
         return task
 
     def _begin_sweep(self) -> None:
-        settled = time.monotonic() - self._there_since > _SETTLING and not self._outage.is_on
-        if settled and (self._sweeping is None or self._sweeping.done()):
-            settings = self._ward.settings
-            payloads = assembly.make_payloads(settings)
-            self._sweeping = self._begin(sweep(self._ledger, self._broker, settings, payloads))
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = self._begin(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Sweep while the ledger is there. One that goes away ends the sweep, for when it is back, all its
+        workers look silent.
+        """
+        if not self._in_touch() or time.monotonic() - self._there_since < _SETTLING:
+            return
+        settings = self._ward.settings
+        payloads = assembly.make_payloads(settings)
+        duty = asyncio.ensure_future(sweep(self._ledger, self._broker, settings, payloads))
+        try:
+            while self._in_touch() and not duty.done():
+                await asyncio.wait([duty], timeout=_GLANCE)
+        finally:
+            duty.cancel()
 
     async def _lose(self, ticket: Ticket, failure_class: FailureClass, sentence: str) -> None:
         wanted = set(attempts_of(ticket))

@@ -20,7 +20,6 @@ from billiard.exceptions import WorkerLostError
 from billiard.process import current_process
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
-from kombu.asynchronous import get_event_loop
 
 from gym_queue import names
 from gym_queue.celery_app import decode
@@ -164,11 +163,17 @@ class PreforkPool(TaskPool):
     """See the module's docstring."""
 
     Pool = _Children
+    _hub: Any = None
 
     def on_start(self) -> None:
         """Fork the children."""
         super().on_start()
         self.on_apply = self._apply
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Learn which event loop Celery turns on the main thread. Runs after each (re)connect."""
+        self._hub = loop
+        super().register_with_event_loop(loop)
 
     def _apply(self, target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
         """Hand a job to a child. ``args`` is what Celery gives to its tracer: name, id, request, body, …"""
@@ -208,16 +213,15 @@ class PreforkPool(TaskPool):
         until = time.monotonic() + float(self.app.conf.shutdown_grace)
         if self.used:
             _log.info("%d verifiers at work; waiting up to %g s", self.used, self.app.conf.shutdown_grace)
-        hub = get_event_loop()
-        turn = hub.create_loop()
+        turn = self._hub.create_loop() if self._hub else iter(())
         while self.used and time.monotonic() < until and not shutdown.is_urgent():
             try:
                 next(turn)
             except StopIteration:
-                turn = hub.create_loop()
+                turn = self._hub.create_loop()
             except Exception as error:  # noqa: BLE001 - the broker may be away; the children matter now
                 _log.debug("while waiting for verifiers: %r", error)
-                turn = hub.create_loop()
+                turn = self._hub.create_loop()
                 time.sleep(_CHECK_EVERY)
         pool, self._pool = self._pool, None
         pool.kill()

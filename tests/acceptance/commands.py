@@ -30,7 +30,7 @@ class Command:
     @property
     def said(self) -> str:
         """What it wrote to stderr so far."""
-        return (self.folder / "stderr").read_text()
+        return _said(self.folder, "stderr").read_text()
 
     def count(self) -> int:
         """Return how many rows both files have."""
@@ -62,16 +62,17 @@ class Command:
 
 
 @contextmanager
-def submitted(folder: Path, *arguments: str, **variables: object) -> Iterator[Command]:
+def submitted(folder: Path, *arguments: str, before: str = "true", **variables: object) -> Iterator[Command]:
     """Start ``submit-rollouts in.jsonl -o out.jsonl`` with more arguments; make sure that it is gone in the
-    end.
+    end. ``before`` is a command for the shell that becomes it.
     """
     dropped = ("GYM_QUEUE_REDIS_URL", "HEAD_SERVER_URL")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     ours = {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"} | {name: str(it) for name, it in variables.items()}
-    with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
+    arguments = (*SUBMIT, "in.jsonl", "-o", "out.jsonl", *arguments)
+    with _said(folder, "stdout").open("w") as stdout, _said(folder, "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            [*SUBMIT, "in.jsonl", "-o", "out.jsonl", *arguments],
+            ["/bin/bash", "-c", f'{before}; exec "$@"', "bash", *arguments],
             cwd=folder,
             env=kept | ours,
             stdout=stdout,
@@ -84,6 +85,11 @@ def submitted(folder: Path, *arguments: str, **variables: object) -> Iterator[Co
     finally:
         process.kill()
         process.wait()
+
+
+def _said(folder: Path, name: str) -> Path:
+    """Return where a command's words go: beside its folder, which may be a disk that is full."""
+    return folder.with_name(f"{folder.name}.{name}")
 
 
 def write_input(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[2]
 
+IMPATIENT = {"WORKER_HEARTBEAT_INTERVAL": 0.5, "WORKER_TIMEOUT": 2, "GYM_QUEUE_SWEEP_INTERVAL": 0.5}
+"""A fleet that notices deaths and losses within seconds."""
+
 WORLD = "python:world:World"
 WORLD_SOURCE = textwrap.dedent(
     '''
@@ -54,8 +57,13 @@ WORLD_SOURCE = textwrap.dedent(
                 Path(__file__).with_name("blocked").touch()
                 while not GATE.exists():
                     time.sleep(0.01)
-            while example.row.get("wait") and not GATE.exists():
-                await asyncio.sleep(0.02)
+            try:
+                while example.row.get("wait") and not GATE.exists():
+                    await asyncio.sleep(0.02)
+            except asyncio.CancelledError:
+                with Path(__file__).with_name("cancelled").open("a") as file:
+                    file.write(example.id)
+                raise
             return Observation(messages=({"role": "user", "content": "hello"},))
 
         def verify(self, example, trajectory):
@@ -65,8 +73,13 @@ WORLD_SOURCE = textwrap.dedent(
                         pass
                 case "sleeps":
                     time.sleep(3600)
+                case "waits":
+                    while not GATE.exists():
+                        time.sleep(0.02)
                 case "exits":
-                    os._exit(3)
+                    os._exit(example.row["status"])
+                case "kills":
+                    os.kill(os.getpid(), example.row["signal"])
             return Verdict(reward=1.0, metrics={"verified_by": float(os.getpid())})
     '''
 )
@@ -137,6 +150,11 @@ class Fleet:
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
+    def log(self, name: str, *, containing: str = "") -> list[str]:
+        """Return the lines of a process's log that contain a text, without Celery's banner."""
+        lines = self._log(name).read_text().splitlines()
+        return [line for line in lines if containing in line and re.match(r"\d{4}-|Traceback", line)]
+
     def launch(self, name: str, *arguments: str) -> None:
         """Start ``celery -A`` with the given arguments."""
         argv = [sys.executable, "-m", "celery", "-A", *arguments]
@@ -153,7 +171,15 @@ class Fleet:
             self.launch(name, *arguments)
         for name in names:
             if not name.startswith("beat"):
-                await async_wait_until(partial(self.worker, name), 60, what=f"the lease of {name}")
+                await self.leased(name)
+
+    async def leased(self, name: str) -> None:
+        """Wait until a worker holds a lease."""
+        await async_wait_until(partial(self.worker, name), 60, what=f"the lease of {name}")
+
+    async def stopped_pulling(self, name: str) -> None:
+        """Wait until a worker that was told to end waits for its rollouts only."""
+        await async_wait_until(lambda: self.log(name, containing="waiting up to"), what=f"{name} to wait")
 
     async def worker(self, name: str) -> str:
         """Return what the ledger calls this worker; empty while it holds no lease."""
@@ -165,9 +191,22 @@ class Fleet:
         """Return how many rollouts this worker owns."""
         return len(await self.ledger.owned(await self.worker(name), None, 10_000))
 
-    def terminate(self, name: str) -> None:
-        """Ask a worker to end, as an operator would."""
-        os.kill(self.processes[name].pid, signal.SIGTERM)
+    async def in_flight(self, name: str, count: int) -> None:
+        """Wait until a worker owns this many rollouts."""
+
+        async def reached() -> bool:
+            return await self.owned(name) == count
+
+        await async_wait_until(reached, 30, what=f"{count} rollouts in flight on {name}")
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a process; ``SIGTERM`` is how an operator asks it to end."""
+        os.kill(self.processes[name].pid, number)
+
+    def children(self, name: str) -> set[int]:
+        """Return the ids of a prefork worker's children."""
+        pid = self.processes[name].pid
+        return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
     async def exit_status(self, name: str, timeout: float = 30.0) -> int | None:  # noqa: ASYNC109
         """Wait for the end of a process."""

@@ -10,22 +10,12 @@ import redis.asyncio as aioredis
 from gym_queue import names
 from gym_queue.records import Stage
 from gym_queue.testing import async_wait_until
-from tests.integration.fleet import Fleet, Run, command
+from tests.integration.fleet import IMPATIENT, Fleet, Run, command
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(90)
-
-IMPATIENT = {"WORKER_HEARTBEAT_INTERVAL": 0.5, "WORKER_TIMEOUT": 2, "GYM_QUEUE_SWEEP_INTERVAL": 0.5}
-"""A fleet that notices deaths and losses within seconds."""
-
-
-async def in_flight(fleet: Fleet, name: str, count: int) -> None:
-    async def reached() -> bool:
-        return await fleet.owned(name) == count
-
-    await async_wait_until(reached, 30, what=f"{count} rollouts in flight on {name}")
 
 
 async def test_gpu_and_cpu_workers_serve_their_queues_without_flags(redis_url: str, tmp_path: Path) -> None:
@@ -91,60 +81,13 @@ async def test_slots_count_rollouts_and_the_rest_waits_in_the_broker(
     async with Fleet(redis_url, tmp_path, GYM_QUEUE_CONCURRENCY=16) as fleet:
         run = await fleet.submit([{"wait": True}] * 12, samples=samples)
         await fleet.start("gpu")
-        await in_flight(fleet, "gpu", tickets * samples)
+        await fleet.in_flight("gpu", tickets * samples)
         # One ticket may be in the worker's hands already, popped by the request that was under way.
         assert await fleet.broker.depth(Stage.GENERATE) in (12 - tickets, 12 - tickets - 1)
         assert await fleet.owned("gpu") == tickets * samples
         fleet.gate.touch()
         await fleet.collect(run)
     assert run.most_at_once() <= 16 + samples - 1
-
-
-async def test_a_gpu_worker_told_to_end_hands_its_rollouts_back(redis_url: str, tmp_path: Path) -> None:
-    async with Fleet(redis_url, tmp_path, GYM_QUEUE_SHUTDOWN_GRACE=0.2) as fleet:
-        await fleet.start("gpu1")
-        name = await fleet.worker("gpu1")
-        run = await fleet.submit([{"wait": True}] * 5, samples=4, limits={"max_attempts": 1})
-        await in_flight(fleet, "gpu1", 20)
-        fleet.terminate("gpu1")
-        assert await fleet.exit_status("gpu1") == 0
-        assert await fleet.ledger.owned(name, None, 100) == []
-        assert name not in {lease.worker for lease in await fleet.ledger.leases()}
-        fleet.gate.touch()
-        await fleet.start("gpu2")
-        rows = (await fleet.collect(run)).rows()
-    assert {(row.state, row.attempt) for row in rows} == {("succeeded", 2)}
-
-
-async def test_rollouts_of_a_killed_gpu_worker_run_elsewhere(redis_url: str, tmp_path: Path) -> None:
-    async with Fleet(redis_url, tmp_path, **IMPATIENT) as fleet:
-        await fleet.start("gpu1", "cpu", "beat")
-        name = await fleet.worker("gpu1")
-        run = await fleet.submit([{"wait": True, "queued": True}] * 5, samples=4)
-        await in_flight(fleet, "gpu1", 20)
-        fleet.processes["gpu1"].kill()
-        fleet.gate.touch()
-        await fleet.start("gpu2")
-        rows = (await fleet.collect(run)).rows()
-        assert name not in {lease.worker for lease in await fleet.ledger.leases()}
-    assert {(row.state, row.attempt) for row in rows} == {("succeeded", 2)}
-
-
-async def test_a_verifier_that_hangs_or_exits_fails_alone(redis_url: str, tmp_path: Path) -> None:
-    variables = IMPATIENT | {"GYM_QUEUE_VERIFY_TIMEOUT": 1}
-    async with Fleet(redis_url, tmp_path, **variables) as fleet:
-        await fleet.start("gpu", "cpu", "beat")
-        verifiers = ["spins", "sleeps", "exits"] + ["answers"] * 5
-        run = await fleet.submit(
-            [{"queued": True, "verifier": verifier} for verifier in verifiers],
-            limits={"verify_timeout": 1.0, "max_attempts": 2},
-        )
-        await fleet.collect(run, timeout=60)
-    ends = {row.example_index: row.model_dump() for row in run.rows()}
-    assert [ends[index]["state"] for index in range(8)] == ["failed"] * 3 + ["succeeded"] * 5
-    assert [ends[index]["class"] for index in range(3)] == ["timeout", "timeout", "infrastructure"]
-    assert {ends[index]["stage"] for index in range(3)} == {Stage.VERIFY}
-    assert all(ends[index]["messages"] for index in range(8)), "what was generated is kept"
 
 
 async def test_a_worker_renews_its_lease_and_answers_while_its_event_loop_is_blocked(

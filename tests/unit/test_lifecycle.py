@@ -101,6 +101,12 @@ def test_the_docs_describe_each_state_and_class() -> None:
         assert rows[failure_class].split(" | ")[1].startswith(follows)
 
 
+def test_the_docs_name_each_deadline() -> None:
+    rows = re.findall(r"^\| .* \| `(\w+_timeout)` \| ([\d,]+) \|", PAGE, flags=re.MULTILINE)
+    said = {name: float(seconds.replace(",", "")) for name, seconds in rows}
+    assert said == {name: value for name, value in Limits() if name.endswith("_timeout")}
+
+
 @pytest.mark.parametrize("failure_class", FailureClass)
 def test_g6_only_infrastructure_is_tried_again(failure_class: FailureClass) -> None:
     delays = [retry_delay(failure_class, failed, Limits(max_attempts=3)) for failed in (1, 2, 3, 4)]

@@ -139,6 +139,7 @@ async def test_a_ticket_that_was_refused_once_may_come_again() -> None:
     (ticket,) = await road.submit(group(0, [0]))
     await road.ledger.set_run_state(RUN, RunState.PAUSED)
     await road.pipeline.generate(ticket)
+    assert road.pipeline.running() == frozenset()
     await road.ledger.set_run_state(RUN, RunState.OPEN)
     await road.pipeline.generate(ticket)
     assert len(await road.rows()) == 1

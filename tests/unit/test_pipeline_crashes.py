@@ -24,14 +24,23 @@ if TYPE_CHECKING:
 
 
 async def test_cancelled_work_is_handed_back_and_counts_as_nobodys_failure() -> None:
-    gate = Gate()
-    road = Road(engine=Engine(gate))
+    gate, stopped = Gate(), []
+
+    async def act() -> None:
+        try:
+            await gate()
+        except asyncio.CancelledError:
+            stopped.append("engine")
+            raise
+
+    road = Road(engine=Engine(act))
     (ticket,) = await road.submit(group(0))
     task = asyncio.create_task(road.pipeline.generate(ticket))
     await async_wait_until(lambda: gate.waiting == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert stopped == ["engine"] * 2
     assert [(t.samples, t.attempt) for t in road.publisher.tickets] == [((0,), 2), ((1,), 2)]
     status = await road.ledger.run(RUN)
     assert status is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from gym_queue.ledger.memory import MemoryLedger
@@ -69,9 +70,26 @@ async def test_g7_an_inline_verifier_gets_what_is_left() -> None:
     assert row["messages"][-1]["content"] == "ok"
 
 
-async def test_a_run_that_is_opened_again_gives_its_rollouts_their_time_again() -> None:
+async def test_g7_what_generating_took_is_not_left_to_the_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    road = Road(ledger=MemoryLedger(clock))
+    monkeypatch.setattr("gym_queue.stages.time", SimpleNamespace(monotonic=clock))
+
+    async def act() -> None:
+        clock.pass_(49.99)
+
+    road = Road(World(verify=Gate()), engine=Engine(act))
+    row = await one_row(road, Limits(rollout_timeout=50.0, verify_timeout=2.0))
+    assert (row["class"], row["stage"]) == ("timeout", "verify")
+    assert "rollout_timeout" in row["error"]
+
+
+async def test_a_run_that_is_opened_again_gives_its_rollouts_their_time_again() -> None:
+    async def act() -> None:
+        for _ in range(5):  # long enough to be ended
+            await asyncio.sleep(0)
+
+    clock = Clock()
+    road = Road(ledger=MemoryLedger(clock), engine=Engine(act))
     (ticket,) = await road.submit(group(0, [0]), limits=Limits(rollout_timeout=50.0))
     await road.ledger.set_run_state(RUN, RunState.PAUSED)
     clock.pass_(1000.0)

@@ -96,6 +96,16 @@ def test_nothing_known_is_nothing_said() -> None:
     assert stream.getvalue() == ""
 
 
+def test_a_log_on_a_full_disk_stops_no_run() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device that has no room
+        view = open_view(full, 100, 0, Clock())
+        view.note("interrupted")
+        view.update(progress(10))
+        view.close()
+        with suppress(OSError):
+            full.close()
+
+
 def everything_from(terminal: int) -> str:
     """Return what was drawn on a terminal whose other end is closed, and close it."""
     chunks: list[bytes] = []

@@ -185,6 +185,25 @@ async def test_who_is_stopped_as_it_is_let_in_leaves_its_place() -> None:
     assert next_one.inside
 
 
+async def test_who_gives_up_as_the_door_opens_is_passed_over() -> None:
+    house = House()
+    (alone,) = await house.arrive(ALONE)
+    gone, late = await house.arrive(CLEAN, CLEAN)
+    alone.leave()
+    await house.give_up(gone)  # in the same step of the event loop, but later
+    assert house.guests[alone].exception() is None
+    assert [guest for guest in house.guests if guest.inside] == [late]
+
+
+async def test_who_gives_up_as_its_turn_comes_is_passed_over() -> None:
+    house = House()
+    (early,) = await house.arrive(CLEAN)
+    gone, late = await house.arrive(ALONE, CLEAN)
+    early.leave()
+    await house.give_up(gone)
+    assert [guest for guest in house.guests if guest.inside] == [late]
+
+
 async def test_a_process_of_one_ticket_needs_no_quarantine() -> None:
     quarantine = Quarantine(None)
     async with quarantine.admit(ALONE, LIMITS), quarantine.admit(ALONE, LIMITS):
@@ -233,9 +252,10 @@ def test_never_more_than_allowed_and_everyone_in_the_end(some: list[tuple[str, i
             rounds += 1
         await settle()
         assert all(task.done() for task in house.guests.values())
+        assert not any(task.exception() for task in house.guests.values() if not task.cancelled())
         quarantine = house.quarantine
         assert (quarantine._inside, quarantine._suspects, quarantine._someone_is_alone) == (0, 0, False)
-        assert not any((quarantine._others, quarantine._to_be_alone, quarantine._next_round))
+        assert not any((quarantine._others, quarantine._to_be_alone, quarantine._next_round))  # G5
 
     asynchronous(test)
 

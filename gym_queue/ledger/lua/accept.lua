@@ -4,6 +4,7 @@
 -- KEYS[3] sorted set   groups:<run>             indices of examples with open samples
 -- KEYS[4..] hash       group:<run>:<index>      example and samples, one key a group
 -- ARGV cursor, next cursor, then four a group: example index, samples ("0,1,2"), example (JSON), ticket
+-- Redis takes no new work when it is nearly full: what was accepted needs room to end, and the broker for its tickets.
 -- Returns 1 if accepted now, 2 if this very call was accepted before, 0 if the run is not open or stands elsewhere.
 local run = redis.call('HMGET', KEYS[1], 'state', 'cursor')
 if run[1] ~= 'open' then
@@ -12,6 +13,12 @@ end
 local cursor = run[2] or '0'
 if cursor ~= ARGV[1] then
   return cursor == ARGV[2] and 2 or 0
+end
+local memory = redis.call('INFO', 'memory')
+local used = tonumber(string.match(memory, '\nused_memory:(%d+)'))
+local most = tonumber(string.match(memory, '\nmaxmemory:(%d+)'))
+if most > 0 and used > 0.9 * most then
+  return redis.error_reply('OOM new work not allowed when used memory > 90 % of maxmemory')
 end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
