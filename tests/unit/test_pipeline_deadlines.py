@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.maintenance.disown import disown
 from gym_queue.pipeline import attempt_of
@@ -16,8 +18,6 @@ from tests.unit.road import RUN, Engine, Gate, Road, World, failing_engine, grou
 from tests.unit.silent_fleet import Clock
 
 if TYPE_CHECKING:
-    import pytest
-
     from gym_queue.environments.base import Observation
     from gym_queue.ledger.base import Claim, Outcome, Receipt
     from gym_queue.records import Example, Fence, Ticket
@@ -122,6 +122,7 @@ class SilentLedger(MemoryLedger):
 SHORT = Limits(store_timeout=0.02, retry_base_delay=0.0)
 
 
+@pytest.mark.guarantee("G7")
 async def test_g7_an_outcome_that_the_ledger_does_not_take_is_dropped_and_its_rollout_handed_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
