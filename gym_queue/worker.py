@@ -78,6 +78,9 @@ class Worker:
         """Make what belongs to one process only: after a fork, nothing of the parent's is used."""
         if self._pid == os.getpid():
             return
+        # What the parent made is kept, unused: a connection that is collected here would leave the parent's
+        # event loop, whose epoll(7) a fork shares, and the parent would wait for its answers in vain.
+        self._inherited = dict(vars(self)) if self._pid else {}
         self._pid = os.getpid()
         self._engines = {}
         self._runner = asyncio.Runner()
