@@ -273,7 +273,7 @@ async def test_a_run_whose_ledger_is_away_can_be_interrupted(
 async def test_a_run_that_has_nothing_to_write_learns_that_it_could_not(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All is under way and nothing due: only a write shows that Redis takes none, and lets the ledger say so."""
+    """All is under way and nothing due: only a write lets the ledger say that Redis takes none."""
     written: list[object] = []
 
     async def write(*arguments: object) -> None:
