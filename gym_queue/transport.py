@@ -1,8 +1,8 @@
 """kombu's Redis transports, for brokers that come and go.
 
-kombu takes an answer such as ``READONLY`` (a master that was demoted), ``MISCONF`` (its disk is full), ``OOM``
-or ``LOADING`` for a mistake of the caller, and Celery ends a worker for it. Here every error of Redis is a
-lost connection: whoever meets one connects again, patiently.
+kombu takes an answer such as ``READONLY`` (a master that was demoted) or ``MISCONF`` (its disk is full) for
+a mistake of the caller, and Celery's consumer leaves it unread. Here every error of Redis is a lost
+connection: whoever meets one connects again, patiently.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from gym_queue import redis_address
 
 _TIMEOUT = 10.0
 """Seconds that an answer may take. More than the longest stall of a busy Redis (it syncs its file)."""
 
-_SENTINEL_TIMEOUT = 1.0
-"""Seconds. There are others to ask."""
+_SENTINEL_TIMEOUT, _NEVER = 1.0, Retry(NoBackoff(), 0)
+"""Seconds. There are other Sentinels to ask, rather than this one again."""
 
 _RETRIES = {"max_retries": 1, "interval_start": 0.1}
 """How kombu tries to connect where it does so unasked. Who needs a connection is patient itself, and can be
@@ -50,7 +52,7 @@ class SentinelTransport(redis.SentinelTransport):
 
 def install() -> None:
     """Make kombu use these for its own names, so that URLs and tools (Flower) stay the usual ones."""
-    # It says when it puts a message back that arrived while its consumer was closed. That is how it should be.
+    # It says when it puts back a message that arrived while its consumer was closed. So it should be.
     logging.getLogger("kombu.transport.virtual.base").setLevel(logging.ERROR)
     TRANSPORT_ALIASES.update(
         redis="gym_queue.transport:RedisTransport",
@@ -92,7 +94,7 @@ def options(redis_url: str) -> dict[str, Any]:
     if address.sentinels:
         short = {"socket_timeout": _SENTINEL_TIMEOUT, "socket_connect_timeout": _SENTINEL_TIMEOUT}
         sentinels["master_name"] = address.master
-        sentinels["sentinel_kwargs"] = short | {"password": address.sentinel_password}
+        sentinels["sentinel_kwargs"] = short | {"password": address.sentinel_password, "retry": _NEVER}
     return {
         "ack_emulation": False,
         "priority_steps": [0],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
 
 
 class Outage:

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery import bootsteps
-from kombu import Consumer
+from kombu.messaging import Consumer
 
 from gym_queue import assembly, names
 from gym_queue.celery_app import QUEUES
@@ -112,10 +112,9 @@ class Caretaker:
 
     def stop(self) -> None:
         """Hand back what the worker still owns, give up its lease, and end."""
-        if self._thread.ident is None:
-            return
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(_PATIENCE_AT_THE_END + 1)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(_PATIENCE_AT_THE_END + 1)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -137,7 +136,7 @@ class Caretaker:
                 await self._pulse.close()
                 await self._ledger.close()
         except (GymQueueError, TimeoutError):
-            _log.warning("left without a word, for the ledger is away: a sweep will find what was left undone")
+            _log.warning("left without a word, for the ledger is away; a sweep will find what is left")
 
     async def _keep_in_touch(self) -> None:
         while True:
@@ -152,7 +151,7 @@ class Caretaker:
                 self._ward.drop(revoked)
         except LedgerError:  # it says so itself, once
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was: without a lease the worker loses all its work
             _log.exception("the caretaker stumbled")
             return
         if not self._in_touch():
@@ -216,7 +215,7 @@ class Caretaker:
 
 
 class TakeCare(bootsteps.StartStopStep):
-    """Consumer step that starts the caretaker. It goes on while the broker is away and while the pool drains."""
+    """Consumer step that starts the caretaker, which goes on while the broker is away and the pool drains."""
 
     def start(self, consumer: Any) -> None:
         """Runs each time the consumer (re)connects."""
@@ -253,7 +252,6 @@ class SweepWhenTold(bootsteps.ConsumerStep):
     def _told(self, _message: Any) -> None:
         self._caretaker.sweep()
 
-    def stop(self, consumer: Any) -> None:
-        """A connection that is lost has taken the channel with it."""
-        if consumer.connection is not None:
-            super().stop(consumer)
+    def _close(self, consumer: Any, cancel_consumers: bool = True) -> None:  # noqa: FBT001, FBT002 - Celery's
+        if consumer.connection is not None:  # one that is lost has taken the channel with it
+            super()._close(consumer, cancel_consumers)

@@ -19,14 +19,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two connections that did not last."""
 
 _SETTLED = 2.0
-"""Seconds after which a connection counts as one that works: a broker that takes no writes lets us connect."""
+"""Seconds after which a connection counts as one that works: one that takes no writes can be made, too."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Tell whether Celery's line says more than ``Outage`` does."""
-    return not (record.args and CONNECTION_RETRY in record.args) and "Frequent restarts" not in str(
-        record.msg
-    )
+    sentence = record.getMessage()
+    return not sentence.startswith((CONNECTION_RETRY, "Frequent restarts"))
 
 
 logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_news)
@@ -56,8 +55,11 @@ class PatientConsumer(Consumer):
     def on_ready(self) -> None:
         """All is declared and the event loop starts."""
         super().on_ready()
-        connected_at = self._connected_at
-        self.timer.call_after(_SETTLED, lambda: self._connected_at == connected_at and self._outage.is_over())
+        self.timer.call_after(_SETTLED, self._settle, (self._connected_at,))
+
+    def _settle(self, connected_at: float) -> None:
+        if connected_at == self._connected_at:  # it is still the same connection
+            self._outage.is_over()
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
         """There is no connection yet to be forgotten."""

@@ -45,8 +45,8 @@ _MOST_CHILDREN = 1024
 
 
 class Deadlines:
-    """Until when each child's verifier may run (``time.monotonic()``, which all processes share; 0: nothing to
-    watch), and how many seconds that gave it. In anonymous memory, which children inherit.
+    """Until when each child's verifier may run (``time.monotonic()``, which all processes share; 0: there is
+    nothing to watch), and how many seconds that gave it. In anonymous memory, which children inherit.
     """
 
     def __init__(self, children: int) -> None:
@@ -70,24 +70,21 @@ DEADLINES = Deadlines(_MOST_CHILDREN)
 
 
 def watch(seconds: float | None) -> None:
-    """Ask this child's parent to end it if it is not done in time; ``None``: it is done. Runs in the child."""
+    """Ask this process's parent to end it if its verifier is not done in time; ``None``: it is done."""
     DEADLINES.write(current_process().index, seconds)
 
 
 class ChildEndedError(WorkerLostError):
-    """A child of the pool ended in the middle of a ticket.
+    """A child of the pool ended in the middle of a ticket."""
 
-    ``failure_class`` is ``None`` where it was told to: nothing failed.
-    """
-
-    def __init__(self, ticket: Ticket, failure_class: FailureClass | None, sentence: str) -> None:
+    def __init__(self, ticket: Ticket, failure_class: FailureClass, sentence: str) -> None:
         super().__init__(sentence)
         self.ticket = ticket
         self.failure_class = failure_class
 
 
 class _Reason(NamedTuple):
-    failure_class: FailureClass | None
+    failure_class: FailureClass
     sentence: str
 
 
@@ -110,7 +107,7 @@ class _Children(AsynPool):
                 self.end(process.pid, FailureClass.TIMEOUT, f"verifying took longer than {seconds:g} s")
         self.maintain_pool()
 
-    def end(self, pid: int, failure_class: FailureClass | None, sentence: str) -> None:
+    def end(self, pid: int, failure_class: FailureClass, sentence: str) -> None:
         """Kill a child; ``_join_exited_workers`` finds it dead, and the reason here."""
         process, _ = self._process_by_pid(pid)
         if process is not None and pid not in self._reasons:
@@ -126,7 +123,7 @@ class _Children(AsynPool):
         unasked = _Reason(FailureClass.INFRASTRUCTURE, f"the verifier's process {_how(exitcode)}")
         reason = self._reasons.get(pid, unasked)
         try:
-            raise ChildEndedError(job.ticket, *reason)
+            raise ChildEndedError(job.ticket, *reason)  # noqa: TRY301 - billiard wants it raised
         except ChildEndedError:
             job._set(None, (False, ExceptionInfo()))  # noqa: SLF001 - billiard's own way to say so
 
@@ -163,6 +160,7 @@ class PreforkPool(TaskPool):
     """See the module's docstring."""
 
     Pool = _Children
+    _pool: Any
     _hub: Any = None
 
     def on_start(self) -> None:
@@ -176,7 +174,7 @@ class PreforkPool(TaskPool):
         super().register_with_event_loop(loop)
 
     def _apply(self, target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
-        """Hand a job to a child. ``args`` is what Celery gives to its tracer: name, id, request, body, …"""
+        """Hand a job to a child. ``args`` is what Celery gives to its tracer: name, id, request and more."""
         job = self._pool.apply_async(target, args, kwargs or {}, **options)
         if job is not None:  # the pool is not closing
             stage = _STAGE_OF_TASK.get(args[0])
@@ -197,12 +195,15 @@ class PreforkPool(TaskPool):
         return frozenset(attempt for ticket in tickets if ticket for attempt in attempts_of(ticket))
 
     def drop(self, fences: Iterable[Fence]) -> None:
-        """Kill the children that verify these, and nothing else. On the main thread."""
+        """Kill the children that verify these, and nothing else. On the main thread.
+
+        Their end is reported as any other, and changes nothing: what they had is no longer this worker's.
+        """
         unwanted = {attempt_of(fence) for fence in fences}
         for job in self._jobs():
             if job.accepted() and job.ticket and unwanted.issuperset(attempts_of(job.ticket)):
                 (pid,) = job.worker_pids()
-                self._pool.end(pid, None, "the rollout was taken away from this worker")
+                self._pool.end(pid, FailureClass.INFRASTRUCTURE, "it was taken away from this worker")
 
     def on_close(self) -> None:
         """Start nothing more; what runs goes on, and is looked after."""

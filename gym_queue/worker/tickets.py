@@ -1,5 +1,5 @@
-"""What Celery is told of a ticket: a task that knows how many rollouts it covers, a request that knows how its
-child ended.
+"""What Celery is told of a ticket: a task that knows how many rollouts it covers, a request that knows how
+its child ended.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ if TYPE_CHECKING:
 class TicketRequest(Request):
     """A ticket in a worker's hands."""
 
-    def on_failure(
-        self,
-        exc_info: Any,
-        send_failed_event: bool = True,
-        return_ok: bool = False,  # noqa: FBT001, FBT002
-    ) -> None:
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
         """Tell the worker when a child of its pool ended in the middle of this. Runs in the parent."""
         error = exc_info.exception
         error = getattr(error, "exc", error)
         if not isinstance(error, ChildEndedError):
-            super().on_failure(exc_info, send_failed_event, return_ok)
+            super().on_failure(exc_info, *args, **kwargs)
             return
         task_ready(self)
         self.acknowledge()

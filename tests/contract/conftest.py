@@ -1,5 +1,3 @@
-"""A server of a test's own, beside the one that all tests share."""
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -15,6 +13,6 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server to be hurt."""
+    """A server of the test's own, to be hurt."""
     with RedisServer(tmp_path / "redis") as running:
         yield running

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import sys
 import textwrap
 from collections import Counter
@@ -21,6 +20,7 @@ from gym_queue.settings import Settings
 from gym_queue.testing import async_wait_until
 
 if TYPE_CHECKING:
+    import signal
     import subprocess
     from collections.abc import Iterable
     from types import TracebackType
@@ -57,6 +57,8 @@ WORLD_SOURCE = textwrap.dedent(
                 Path(__file__).with_name("blocked").touch()
                 while not GATE.exists():
                     time.sleep(0.01)
+            if example.row.get("thread"):
+                await asyncio.to_thread(time.sleep, 3600)
             try:
                 while example.row.get("wait") and not GATE.exists():
                     await asyncio.sleep(0.02)
