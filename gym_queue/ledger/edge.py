@@ -138,8 +138,8 @@ class Edge:
 
 def passes(error: Exception) -> bool:
     """Tell whether the same call may be answered in a moment."""
-    if isinstance(error, AuthenticationError | AuthorizationError):
-        return False
+    if any(isinstance(one, AuthenticationError | AuthorizationError) for one in (error, error.__cause__)):
+        return False  # the driver wraps it where it happens while connecting
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return True
     return _PASSING.search(str(error)) is not None

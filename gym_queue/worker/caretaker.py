@@ -112,10 +112,9 @@ class Caretaker:
 
     def stop(self) -> None:
         """Hand back what the worker still owns, give up its lease, and end."""
-        if self._thread.ident is None:
-            return
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(_PATIENCE_AT_THE_END + 1)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(_PATIENCE_AT_THE_END + 1)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

@@ -75,19 +75,16 @@ def watch(seconds: float | None) -> None:
 
 
 class ChildEndedError(WorkerLostError):
-    """A child of the pool ended in the middle of a ticket.
+    """A child of the pool ended in the middle of a ticket."""
 
-    ``failure_class`` is ``None`` where it was told to: nothing failed.
-    """
-
-    def __init__(self, ticket: Ticket, failure_class: FailureClass | None, sentence: str) -> None:
+    def __init__(self, ticket: Ticket, failure_class: FailureClass, sentence: str) -> None:
         super().__init__(sentence)
         self.ticket = ticket
         self.failure_class = failure_class
 
 
 class _Reason(NamedTuple):
-    failure_class: FailureClass | None
+    failure_class: FailureClass
     sentence: str
 
 
@@ -110,7 +107,7 @@ class _Children(AsynPool):
                 self.end(process.pid, FailureClass.TIMEOUT, f"verifying took longer than {seconds:g} s")
         self.maintain_pool()
 
-    def end(self, pid: int, failure_class: FailureClass | None, sentence: str) -> None:
+    def end(self, pid: int, failure_class: FailureClass, sentence: str) -> None:
         """Kill a child; ``_join_exited_workers`` finds it dead, and the reason here."""
         process, _ = self._process_by_pid(pid)
         if process is not None and pid not in self._reasons:
@@ -198,12 +195,15 @@ class PreforkPool(TaskPool):
         return frozenset(attempt for ticket in tickets if ticket for attempt in attempts_of(ticket))
 
     def drop(self, fences: Iterable[Fence]) -> None:
-        """Kill the children that verify these, and nothing else. On the main thread."""
+        """Kill the children that verify these, and nothing else. On the main thread.
+
+        Their end is reported as any other, and changes nothing: what they had is no longer this worker's.
+        """
         unwanted = {attempt_of(fence) for fence in fences}
         for job in self._jobs():
             if job.accepted() and job.ticket and unwanted.issuperset(attempts_of(job.ticket)):
                 (pid,) = job.worker_pids()
-                self._pool.end(pid, None, "the rollout was taken away from this worker")
+                self._pool.end(pid, FailureClass.INFRASTRUCTURE, "it was taken away from this worker")
 
     def on_close(self) -> None:
         """Start nothing more; what runs goes on, and is looked after."""

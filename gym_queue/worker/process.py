@@ -146,5 +146,4 @@ class CpuWorker(Worker):
 
     def child_ended(self, error: ChildEndedError) -> None:
         """A child of the pool ended in the middle of a ticket. On the main thread."""
-        if error.failure_class is not None:
-            self.caretaker.report(error.ticket, error.failure_class, str(error))
+        self.caretaker.report(error.ticket, error.failure_class, str(error))

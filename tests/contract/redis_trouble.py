@@ -62,6 +62,10 @@ class Network:
         self.stalled = 0
         self._open.clear()
 
+    def lead_to(self, socket: str) -> None:
+        """Let new connections arrive elsewhere."""
+        self._socket = socket
+
     def heal(self) -> None:
         """Deliver what was held back, also what was given up by its sender."""
         self._open.set()

@@ -121,10 +121,19 @@ async def test_what_a_worker_never_reads_is_not_kept_for_ever(redis_url: str) ->
     await ledger.commit(one, Retry(), revoke=True)
     assert 0 < await ledger._client.ttl(names.revoked_key("a")) <= 3600
     await ledger._client.delete(names.revoked_key("a"))
+    assert await ledger._client.zcard(names.claims_key("a")) == 1
     await ledger.end(RUN, ended(other))
+    assert await ledger._client.zcard(names.claims_key("a")) == 0
     assert 0 < await ledger._client.ttl(names.revoked_key("a")) <= 3600
     await ledger.drop_lease("a")
     assert await ledger.revoked("a", 10) == [other]
+    await ledger.close()
+
+
+async def test_counting_for_a_forgotten_run_leaves_nothing(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    await ledger.count_republished("forgotten", 5)
+    assert await lasting_keys(ledger) == set()
     await ledger.close()
 
 

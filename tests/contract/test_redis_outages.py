@@ -7,15 +7,18 @@ import inspect
 import re
 import signal
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 
+from gym_queue import names
 from gym_queue.embedded.preflight import check_redis
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.base import Generated, Retry
 from gym_queue.ledger.connection import Patience
+from gym_queue.ledger.edge import Notice
+from gym_queue.ledger.scripts import Scripts
 from gym_queue.records import Stage
 from gym_queue.testing import async_wait_until
 from tests.contract.redis_trouble import Network, Sentinels, ledger_at, said
@@ -268,14 +271,70 @@ async def test_an_error_that_waiting_does_not_heal_is_no_outage(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ledger_at(server.url) as ledger:
-        await ledger._client.set("gq:leases", "not what belongs there")
+        for key in (names.leases_key(), names.runs_key()):
+            await ledger._client.set(key, "not what belongs there")
         for _ in range(2):
             with pytest.raises(LedgerError, match="WRONGTYPE"):
                 await ledger.heartbeat("a", {})
-        with pytest.raises(LedgerError, match="WRONGTYPE"):
-            await ledger.leases()
-        assert await ledger.runs() == []
+            with pytest.raises(LedgerError, match="WRONGTYPE"):
+                await ledger.runs()
+        assert await ledger.run(RUN) is None
     assert sum("WRONGTYPE" in line for line in said(caplog)) == len(said(caplog)) == 2
+
+
+async def test_a_door_that_is_locked_is_no_outage(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("requirepass", "secret")
+        async with ledger_at(server.url) as ledger:
+            with pytest.raises(LedgerError, match=r"(?i)^Redis: .*authenticat"):
+                await ledger.run(RUN)
+
+
+async def test_waiting_for_events_is_not_taken_for_an_outage(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gym_queue.ledger.views.PATIENT", HASTY)
+    async with ledger_at(server.url) as ledger:
+        await submit(ledger)
+        assert await ledger.events(RUN, "", 10, wait=2 * HASTY.answer) == []
+    assert said(caplog) == []
+
+
+def test_what_is_said_is_said_once_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
+    notice = Notice()
+    for _ in range(2):
+        for call in ("accept", "open_run"):
+            notice.refused(call, "Redis is full")
+        notice.refused("claim", "Redis is odd")
+    notice.answered("heartbeat")
+    notice.answered("accept")
+    notice.answered("open_run")
+    notice.refused("claim", "Redis is odd")
+    notice.refused("accept", "Redis is full")
+    assert said(caplog) == [
+        "Redis is full; waiting",
+        "Redis is odd; waiting",
+        "Redis takes calls again",
+        "Redis is full; waiting",
+    ]
+
+
+async def test_calls_that_came_while_redis_was_away_do_not_queue_up_for_its_answer() -> None:
+    class DeadEdge:
+        tries = 0
+
+        async def call(self, *_: object) -> None:
+            self.tries += 1
+            raise LedgerError("Redis does not answer")
+
+    edge: Any = DeadEdge()
+    scripts = Scripts(edge)
+    answers = await asyncio.gather(
+        *(scripts.run("claim", [], []) for _ in range(2000)), return_exceptions=True
+    )
+    assert edge.tries == 1
+    assert len({id(answer) for answer in answers}) == 2000
+    assert {str(answer) for answer in answers} == {"Redis does not answer"}
 
 
 async def test_who_must_not_be_held_up_is_not(server: RedisServer) -> None:

@@ -57,6 +57,8 @@ WORLD_SOURCE = textwrap.dedent(
                 Path(__file__).with_name("blocked").touch()
                 while not GATE.exists():
                     time.sleep(0.01)
+            if example.row.get("thread"):
+                await asyncio.to_thread(time.sleep, 3600)
             try:
                 while example.row.get("wait") and not GATE.exists():
                     await asyncio.sleep(0.02)

@@ -61,6 +61,14 @@ async def test_a_verifier_that_dies_is_reported_by_its_parent(redis_url: str, tm
     assert log == []
 
 
+async def test_a_death_is_noticed_at_once(redis_url: str, tmp_path: Path) -> None:
+    """Ten deaths in a row; Celery by itself would look after most of them 5 s late."""
+    async with Fleet(redis_url, tmp_path) as fleet:
+        await fleet.start("gpu", "cpu")
+        row = {"queued": True, "verifier": "exits", "status": 1}
+        await fleet.collect(await fleet.submit([row], limits={"max_attempts": 10}), timeout=15)
+
+
 async def test_a_verifier_that_hangs_is_killed_at_its_runs_limit(redis_url: str, tmp_path: Path) -> None:
     """The worker's own limit is 120 s, and there is no sweep. Afterwards the pool is whole again."""
     async with Fleet(redis_url, tmp_path) as fleet:

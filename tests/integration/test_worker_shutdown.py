@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gym_queue.embedded.redis import RedisServer
+from gym_queue.records import Stage
 from tests.integration.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -86,16 +87,22 @@ async def test_a_worker_ends_while_redis_is_away(tmp_path: Path, kind: str, row:
             assert await fleet.exit_status("old", 20) == 0
 
 
-async def test_a_rollout_that_blocks_its_worker_cannot_keep_it(redis_url: str, tmp_path: Path) -> None:
-    """Plain code holds the event loop: it cannot be cancelled, but its rollout is handed back."""
+@pytest.mark.parametrize("row", [{"block": True}, {"thread": True}], ids=["event loop", "exit"])
+async def test_a_rollout_that_blocks_its_worker_cannot_keep_it(
+    redis_url: str, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    """Plain code holds the event loop, or a thread that Python waits for at its exit: it cannot be cancelled,
+    but its rollout is handed back.
+    """
     async with Fleet(redis_url, tmp_path, GYM_QUEUE_SHUTDOWN_GRACE=0.2) as fleet:
         await fleet.start("gpu1")
         name = await fleet.worker("gpu1")
-        run = await fleet.submit([{"block": True}])
+        await fleet.submit([row])
         await fleet.in_flight("gpu1", 1)
         fleet.signal("gpu1", signal.SIGTERM)
         assert await fleet.exit_status("gpu1", 25) == 0
         assert await fleet.ledger.owned(name, None, 100) == []
-        fleet.gate.touch()
-        await fleet.start("gpu2")
-        await fleet.collect(run)
+        assert await fleet.broker.depth(Stage.GENERATE) >= 1
+        status = await fleet.ledger.run("run")
+        assert status is not None
+        assert status.queued == 1
