@@ -120,6 +120,10 @@ class StageTimeoutError(GymQueueError):
     failure_class = FailureClass.TIMEOUT
 
 
+class WorkerStoodStillError(GymQueueError):
+    """The worker stood still past a deadline: whose time it was cannot be told."""
+
+
 class InvalidExampleError(GymQueueError):
     """The example lacks what its environment or verifier needs."""
 
