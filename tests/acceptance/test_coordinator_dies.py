@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES, SAMPLES = 100, 2
 ARGUMENTS = [
-    "--model", "stub:?delay=0.05", "--samples", str(SAMPLES), "--workers", "0", "--verifiers", "0",
+    "--model", "stub:?delay=0.3", "--samples", str(SAMPLES), "--workers", "0", "--verifiers", "0",
 ]  # fmt: skip
 
 # The command kills itself when it is about to acknowledge what it has just written, for the n-th time.
@@ -62,7 +62,7 @@ async def test_killed_at_random(tmp_path: Path, redis_url: str, seed: int) -> No
         rows = 0
         for _ in range(4):
             with submitted(tmp_path, *ARGUMENTS, "--resume", GYM_QUEUE_REDIS_URL=redis_url) as command:
-                rows = command.count() + chance.randint(1, 30)
+                rows = command.count() + chance.randint(1, 15)
                 await asyncio.to_thread(command.reach, rows)
                 command.process.kill()
         assert rows < EXAMPLES * SAMPLES

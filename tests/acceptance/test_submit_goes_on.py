@@ -112,6 +112,7 @@ def test_ctrl_c_and_resume(folder: Path) -> None:
     assert set(before.splitlines()) <= set((folder / "out.jsonl").read_bytes().splitlines()), "rows are kept"
 
 
+@pytest.mark.guarantee("G9")
 def test_kill_9_and_resume(folder: Path) -> None:
     with submitted(folder) as command:
         in_the_middle(folder, command)
@@ -134,6 +135,7 @@ def _running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.guarantee("G3")
 @pytest.mark.parametrize("victim", ["workers.gpu", "workers.cpu", "redis-server", "beat beat"])
 def test_the_run_survives_kill_9_of_any_part(folder: Path, victim: str) -> None:
     with submitted(folder) as command:

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 SEED = 1
 
 
+@pytest.mark.guarantee("G3")
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_whatever_dies_nothing_is_lost_stuck_or_counted_twice(name: str, tmp_path: Path) -> None:
     if name == "cut_off" and (missing := network.why_not()):

@@ -102,6 +102,7 @@ async def test_a_rollout_travels_through_both_stages(ledger: Ledger) -> None:
     assert await counters(ledger) == (2, 1, 1, 0)
 
 
+@pytest.mark.guarantee("G2")
 async def test_g2_only_the_newest_attempt_writes(ledger: Ledger) -> None:
     (ticket,) = await submit(ledger)
     claim = await ledger.claim(ticket, "slow", 60)
@@ -124,6 +125,7 @@ async def test_g2_only_the_newest_attempt_writes(ledger: Ledger) -> None:
     assert (status.succeeded, status.refused, status.retried) == (1, 5, 1)
 
 
+@pytest.mark.guarantee("G1")
 async def test_g1_an_ended_rollout_stays_ended(ledger: Ledger) -> None:
     (ticket,) = await submit(ledger)
     claim = await ledger.claim(ticket, "gpu", 60)
@@ -153,6 +155,7 @@ async def test_a_ticket_grants_what_is_left_of_it(ledger: Ledger) -> None:
     assert [sample.fence.sample_index for sample in claim.samples] == [1]
 
 
+@pytest.mark.guarantee("G2")
 async def test_cancelled_stays_cancelled(ledger: Ledger) -> None:
     (ticket,) = await submit(ledger)
     claim = await ledger.claim(ticket, "a", 60)
@@ -164,6 +167,7 @@ async def test_cancelled_stays_cancelled(ledger: Ledger) -> None:
     assert [(one.example_index, one.sample_index) for one in await ledger.open_rollouts(RUN, 10)] == [(0, 1)]
 
 
+@pytest.mark.guarantee("G8")
 async def test_g8_same_key_same_run(ledger: Ledger) -> None:
     first = await ledger.open_run(spec(), "key-1")
     assert await ledger.open_run(spec(run_id="run-2"), "key-1") == first
@@ -172,6 +176,7 @@ async def test_g8_same_key_same_run(ledger: Ledger) -> None:
     assert [status.spec.run_id for status in await ledger.runs()] == [RUN]
 
 
+@pytest.mark.guarantee("G8")
 async def test_accepting_twice_accepts_once(ledger: Ledger) -> None:
     tickets = await submit(ledger, groups=2)
     again = await ledger.accept(RUN, 0, 2, [group(0), group(1)])
@@ -303,6 +308,7 @@ async def test_a_forgotten_run_leaves_nothing(ledger: Ledger) -> None:
     assert (await counters(ledger))[0] == 2
 
 
+@pytest.mark.guarantee("G2")
 async def test_a_worker_cannot_write_its_own_old_attempt(ledger: Ledger) -> None:
     (ticket,) = await submit(ledger)
     old, other = await claimed(ledger, ticket)
@@ -374,6 +380,7 @@ async def test_who_claims_without_a_lease_gets_one(ledger: Ledger) -> None:
     assert [lease.info["slots"] for lease in await ledger.leases()] == ["8"]
 
 
+@pytest.mark.guarantee("G8")
 async def test_a_run_that_stands_is_not_taken_by_another_key(ledger: Ledger) -> None:
     await submit(ledger)
     for other in (spec(), spec(samples=7)):

@@ -64,6 +64,7 @@ def test_random_histories_in_memory() -> None:
     run_state_machine_as_test(MemoryMachine)
 
 
+@pytest.mark.guarantee("G1", "G2")
 @pytest.mark.timeout(400)
 def test_random_histories_on_redis(redis_server: str) -> None:
     with redis.Redis.from_url(redis_server) as server:

@@ -100,6 +100,7 @@ async def test_every_connection_is_killed_again_and_again(server: RedisServer) -
             await under_load(ledger, kill, groups=1000)
 
 
+@pytest.mark.guarantee("G3")
 async def test_redis_is_killed_and_restarts_from_its_file(server: RedisServer) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.config_set("appendfsync", "always")  # with less, what Redis took may be lost when it dies

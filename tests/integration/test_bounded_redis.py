@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import redis
 
 from gym_queue.assembly import make_ledger
@@ -49,6 +50,7 @@ async def all_events(road: Road) -> list[Any]:
     return events
 
 
+@pytest.mark.guarantee("G5")
 async def test_g5_large_trajectories_travel_by_reference(tmp_path: Path) -> None:
     rows, inline = await peak(tmp_path / "inline", payload_url="")
     assert inline > rows > ROLLOUTS * SIZE

@@ -36,6 +36,7 @@ def test_output_that_exists_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
+@pytest.mark.guarantee("G9")
 def test_resume_refuses_another_run() -> None:
     assert submit().exit_code == 0
     result = submit("--resume", "--temperature", "0.5")
@@ -106,6 +107,7 @@ def test_limits_are_settings_and_part_of_the_runs_identity(
     assert f"these settings: {setting.lower()} was {value}, now {before}\n" in result.stderr
 
 
+@pytest.mark.guarantee("G9")
 def test_resume_refuses_other_input(tmp_path: Path) -> None:
     assert submit().exit_code == 0
     (tmp_path / "in.jsonl").write_text((tmp_path / "in.jsonl").read_text().replace("red", "blue"))

@@ -28,6 +28,7 @@ async def scene(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # --- what waits -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee("G7")
 async def test_g7_what_is_queued(scene: Scene) -> None:
     await scene.accept(0, 1)
     assert "no GPU worker is alive" in await answer("why", f"{RUN}.0.0")
@@ -69,6 +70,7 @@ async def test_g7_a_paused_run(scene: Scene) -> None:
 # --- what a worker has ------------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee("G7")
 async def test_g7_what_is_generated(scene: Scene) -> None:
     (ticket,) = await scene.accept(0)
     await scene.claim(ticket)

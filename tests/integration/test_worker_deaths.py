@@ -88,6 +88,7 @@ async def test_a_death_is_noticed_at_once(redis_url: str, tmp_path: Path) -> Non
         await fleet.collect(await fleet.submit([row], limits={"max_attempts": 10}), timeout=15)
 
 
+@pytest.mark.guarantee("G7")
 async def test_a_verifier_that_hangs_is_killed_at_its_runs_limit(redis_url: str, tmp_path: Path) -> None:
     """The worker's own limit is 120 s, and there is no sweep. Afterwards the pool is whole again."""
     async with Fleet(redis_url, tmp_path) as fleet:
@@ -123,6 +124,7 @@ async def test_a_full_pool_of_verifiers_delays_no_sweep(redis_url: str, tmp_path
     assert {(row.state, row.attempt) for row in rows} == {("succeeded", 2)}
 
 
+@pytest.mark.guarantee("G2")
 async def test_a_worker_that_comes_back_changes_nothing_and_works_on(redis_url: str, tmp_path: Path) -> None:
     async with Fleet(redis_url, tmp_path, **IMPATIENT) as fleet:
         await fleet.start("gpu1", "cpu", "beat")

@@ -46,19 +46,24 @@ async def test_what_ends_within_the_grace_period_is_kept(
     assert {(row.state, row.attempt) for row in run.rows()} == {("succeeded", 1)}
 
 
+AT_ONCE = {"gpu": signal.SIGTERM, "cpu": signal.SIGINT}
+
+
 @KINDS
 @pytest.mark.parametrize(("grace", "times"), [(0.2, 1), (60, 2)], ids=["after the grace", "at once"])
 async def test_the_rest_is_handed_back(
     redis_url: str, tmp_path: Path, kind: str, row: dict[str, Any], grace: float, times: int
 ) -> None:
-    """After the grace period, or at a second SIGTERM. It is nobody's failure: one attempt is enough."""
+    """After the grace period, or at a second signal (Ctrl-C means the same). It is nobody's failure: one
+    attempt is enough.
+    """
     async with Fleet(redis_url, tmp_path, GYM_QUEUE_SHUTDOWN_GRACE=grace) as fleet:
         await start(fleet, kind, "old")
         name = await fleet.worker("old")
         run = await fleet.submit([row] * 2, limits={"max_attempts": 1})
         await fleet.in_flight("old", 2)
         for _ in range(times):
-            fleet.signal("old", signal.SIGTERM)
+            fleet.signal("old", signal.SIGTERM if times == 1 else AT_ONCE[kind])
             await fleet.stopped_pulling("old")
         assert await fleet.exit_status("old", 20) == 0
         assert await fleet.ledger.owned(name, None, 100) == []

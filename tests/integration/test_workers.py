@@ -115,6 +115,7 @@ async def test_a_worker_renews_its_lease_and_answers_while_its_event_loop_is_blo
         await fleet.collect(run)
 
 
+@pytest.mark.guarantee("G4")
 async def test_a_queue_emptied_by_hand_is_filled_again(redis_url: str, tmp_path: Path) -> None:
     async with Fleet(redis_url, tmp_path, **IMPATIENT) as fleet:
         run = await fleet.submit([{"queued": True}] * 10, samples=3)

@@ -52,6 +52,7 @@ def test_rows_go_by_state_into_two_files_byte_for_byte(out: Path) -> None:
     assert (cancelled.failure_class, cancelled.stage, cancelled.error) == (None, None, None)
 
 
+@pytest.mark.guarantee("G1")
 def test_duplicates_are_counted_and_not_written(out: Path) -> None:
     with Archive(out, samples=2).open() as archive:
         first, second = ended(3, 1), ended(3, 0, state="failed")
@@ -139,6 +140,7 @@ def test_numbers_that_json_cannot_say_come_back_as_absent() -> None:
     assert summary.metrics == {"n": 2.0}
 
 
+@pytest.mark.guarantee("G9")
 @pytest.mark.parametrize("tail", [b'{"run_id": "ru', b'{"run_id": "ru\n', b"\0\0\0", b"\n"])
 def test_a_torn_last_line_is_cut_off(out: Path, tail: bytes) -> None:
     with Archive(out, samples=1).open() as archive:

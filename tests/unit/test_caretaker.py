@@ -28,25 +28,25 @@ class Ledger(MemoryLedger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.away = False
+        self.there = asyncio.Event()
+        self.there.set()
         self.beats: dict[str, int] = {}
         self.asked_for_leases = 0
 
     async def heartbeat(self, worker: str, info: dict[str, str]) -> bool:
-        if self.away:
+        if not self.there.is_set():
             raise LedgerError
         self.beats[worker] = self.beats.get(worker, 0) + 1
         return await super().heartbeat(worker, info)
 
     async def revoked(self, worker: str, limit: int) -> list[Fence]:
-        if self.away:
+        if not self.there.is_set():
             raise LedgerError
         return await super().revoked(worker, limit)
 
     async def leases(self) -> list[Lease]:
         self.asked_for_leases += 1
-        while self.away:
-            await asyncio.sleep(0.01)
+        await self.there.wait()
         return await super().leases()
 
 
@@ -91,6 +91,7 @@ def carer(ledger: Ledger) -> Iterator[Caretaker]:
     carer = Caretaker(Ward())
     carer.start()
     yield carer
+    assert ledger.there.is_set()
     carer.stop()
 
 
@@ -118,11 +119,11 @@ async def test_an_outage_gives_nobody_up(ledger: Ledger, carer: Caretaker) -> No
     """Neither a sweep that was under way when it began, nor one that is asked for at its end."""
     await in_touch(ledger)
     await ledger.heartbeat("other", {})
-    ledger.away = True
+    ledger.there.clear()
     carer.sweep()
     await async_wait_until(lambda: ledger.asked_for_leases, what="a sweep that waits for the ledger")
     await asyncio.sleep(2 * Ward.settings.worker_timeout)  # nobody can renew; it is about time
-    ledger.away = False
+    carer._loop.call_soon_threadsafe(ledger.there.set)
     await in_touch(ledger)
     carer.sweep()
     await in_touch(ledger)

@@ -48,6 +48,7 @@ async def test_a_run_ends_with_each_rollout_once_and_leaves_no_trace_in_the_ledg
     assert await stack.ledger.runs() == []
 
 
+@pytest.mark.guarantee("G5")
 @pytest.mark.parametrize(("window", "most"), [(8, 8), (7, 6), (1, 2)])
 async def test_g5_never_more_is_open_than_the_window(tmp_path: Path, window: int, most: int) -> None:
     """A window smaller than a group lets one group through, or nothing would ever run."""
@@ -59,6 +60,7 @@ async def test_g5_never_more_is_open_than_the_window(tmp_path: Path, window: int
     assert output.places() == everything(20)
 
 
+@pytest.mark.guarantee("G5")
 async def test_g5_nothing_is_published_while_results_are_not_consumed(tmp_path: Path) -> None:
     ledger = WatchedLedger()
     ledger.hidden = True
@@ -84,6 +86,7 @@ class FullDisk(Archive):
         raise StorageError("no space left on device")
 
 
+@pytest.mark.guarantee("G1")
 async def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
     ledger = WatchedLedger()
     stack, output = Stack(ledger=ledger), Output(tmp_path)
@@ -140,6 +143,7 @@ async def test_what_is_not_done_within_the_grace_period_waits_for_the_next(tmp_p
     assert output.places() == everything(5)
 
 
+@pytest.mark.guarantee("G9")
 async def test_samples_that_the_files_hold_are_not_done_again(tmp_path: Path) -> None:
     """The ledger may be a new one: the files are what counts."""
     output = Output(tmp_path)
@@ -232,6 +236,7 @@ class Deadly:
         await asyncio.Event().wait()
 
 
+@pytest.mark.guarantee("G3")
 @pytest.mark.parametrize("seed", range(8))
 async def test_g1_coordinators_that_are_killed_leave_each_rollout_once(tmp_path: Path, seed: int) -> None:
     stack, output = Stack(), Output(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 
 from gym_queue.coordinator.archive import Archive
 from gym_queue.coordinator.run import Cancelled, Interrupted
-from gym_queue.errors import DiskFullError
+from gym_queue.errors import DiskFullError, LedgerError
 from gym_queue.maintenance.cancel import cancel_run
 from gym_queue.records import RunState
 from gym_queue.testing import async_wait_until
@@ -222,6 +222,36 @@ async def test_a_run_whose_coordinator_died_while_it_was_forgotten_starts_over(s
         async with scene.output.coordinator(scene.stack, 20) as coordinator:
             await coordinator.run()
     assert scene.output.places() == everything(20)
+
+
+# --- a ledger that is away ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["open_run", "events", "set_run_state", "forget_run"])
+async def test_a_run_whose_ledger_is_away_can_be_interrupted(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """At its begin, in the middle, and when there is nothing left but to say that it is over."""
+    called = asyncio.Event()
+
+    async def away(*_: object) -> None:
+        called.set()
+        await asyncio.sleep(0.001)
+        raise LedgerError
+
+    scene.gate.open()
+    async with scene.stack.up():
+        async with scene.output.coordinator(scene.stack, 5) as coordinator:
+            with monkeypatch.context() as patch:
+                patch.setattr(scene.ledger, call, away)
+                run = asyncio.create_task(coordinator.run())
+                await asyncio.wait_for(called.wait(), 10)
+                coordinator.interrupt(grace=0.05)
+                with pytest.raises(Interrupted):
+                    await asyncio.wait_for(run, 10)
+        async with scene.output.coordinator(scene.stack, 5) as coordinator:
+            await coordinator.run()
+    assert scene.output.places() == everything(5)
 
 
 # --- a full disk -------------------------------------------------------------------------------------------

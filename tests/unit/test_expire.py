@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from gym_queue.ledger.base import Retry
 from gym_queue.maintenance.expire import expire
 from gym_queue.records import Limits, RunState
@@ -11,13 +13,12 @@ from tests.unit.road import RUN, World, group
 from tests.unit.silent_fleet import Fleet
 
 if TYPE_CHECKING:
-    import pytest
-
     from gym_queue.ledger.base import OpenRollout
 
 LIMITS = Limits(queue_timeout=100.0, rollout_timeout=1000.0)
 
 
+@pytest.mark.guarantee("G7")
 async def test_g7_who_waited_too_long_for_a_worker_is_failed_as_timeout() -> None:
     fleet = Fleet()
     _, claimed = await fleet.submit(group(0, [0]), group(1, [0]), limits=LIMITS)
@@ -61,6 +62,7 @@ async def test_g7_each_wait_counts_for_itself() -> None:
     assert await expire(fleet.ledger) == 1
 
 
+@pytest.mark.guarantee("G7")
 async def test_g7_a_rollout_that_lasts_too_long_is_ended_whatever_it_does() -> None:
     fleet = Fleet()
     running, waiting = await fleet.submit(

@@ -107,6 +107,7 @@ def test_the_docs_name_each_deadline() -> None:
     assert said == {name: value for name, value in Limits() if name.endswith("_timeout")}
 
 
+@pytest.mark.guarantee("G6")
 @pytest.mark.parametrize("failure_class", FailureClass)
 def test_g6_only_infrastructure_is_tried_again(failure_class: FailureClass) -> None:
     delays = [retry_delay(failure_class, failed, Limits(max_attempts=3)) for failed in (1, 2, 3, 4)]

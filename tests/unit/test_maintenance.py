@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from gym_queue.ledger.base import Ended, Retry
 from gym_queue.lifecycle import RolloutState
 from gym_queue.records import Limits, RunState, Stage
@@ -15,13 +17,12 @@ from tests.unit.silent_fleet import GRACE, LEASE, TIMEOUT, Fleet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pytest
-
     from gym_queue.records import Ticket
 
 # --- reap -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee("G3")
 async def test_g3_what_a_silent_worker_owns_is_queued_again() -> None:
     fleet = Fleet()
     one, two = await fleet.submit(group(0), group(1))
@@ -70,6 +71,7 @@ async def test_who_was_given_up_and_claims_before_its_next_heartbeat_is_watched_
     assert await fleet.reap() == 2
 
 
+@pytest.mark.guarantee("G7")
 async def test_an_attempt_past_its_deadline_ends_as_timeout_while_its_worker_lives() -> None:
     fleet = Fleet()
     (ticket,) = await fleet.submit(group(0, [0]))
@@ -204,6 +206,7 @@ async def test_claims_on_what_was_cancelled_do_not_keep_a_lease() -> None:
 # --- audit ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee("G4")
 async def test_g4_lost_tickets_come_again_as_many_as_are_missing_the_oldest_first() -> None:
     fleet = Fleet()
     tickets = await fleet.submit(*(group(index) for index in range(5)))

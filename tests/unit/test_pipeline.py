@@ -167,6 +167,7 @@ async def test_an_environment_that_raises_is_a_failure_of_the_environment(method
     assert "KeyError" in row["error"]
 
 
+@pytest.mark.guarantee("G6")
 @pytest.mark.parametrize("inline", [True, False])
 @pytest.mark.parametrize(
     "verify",
@@ -191,12 +192,14 @@ async def test_a_verifier_that_cannot_say_is_a_failure_not_a_zero(
     assert row["messages"][-1]["content"] == "ok"  # what was to be judged is there to be looked at
 
 
+@pytest.mark.guarantee("G7")
 async def test_a_model_that_takes_too_long_is_a_timeout() -> None:
     row = await one_row(Road(engine=Engine(Gate())), limits=Limits(generate_timeout=0.01))
     assert (row["class"], row["stage"]) == ("timeout", "generate")
     assert row["error"] == "generating took longer than 0.01 s"
 
 
+@pytest.mark.guarantee("G7")
 async def test_a_verifier_that_takes_too_long_is_a_timeout() -> None:
     row = await one_row(Road(World(verify=Gate())), limits=Limits(verify_timeout=0.01))
     assert (row["class"], row["stage"]) == ("timeout", "verify")

@@ -125,6 +125,7 @@ class SilentLedger(MemoryLedger):
 SHORT = Limits(store_timeout=0.02, retry_base_delay=0.0)
 
 
+@pytest.mark.guarantee("G7")
 async def test_g7_an_outcome_that_the_ledger_does_not_take_is_dropped_and_its_rollout_handed_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -145,6 +145,7 @@ class Fleet:
         return [f"{summary.state} {summary.failure_class or ''}".strip() for summary in summaries]
 
 
+@pytest.mark.guarantee("G6")
 @pytest.mark.parametrize("poison", [set(), {7}, {0, 1, 2, 3}, {3, 17, 33, 34, 58, 99}], ids=str)
 async def test_g6_only_poison_is_failed(poison: set[int]) -> None:
     rollouts = 100

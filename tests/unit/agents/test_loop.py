@@ -167,6 +167,7 @@ async def test_async_environments_are_awaited() -> None:
     assert environment.closed == [{"seen": 2}]
 
 
+@pytest.mark.guarantee("G7")
 async def test_a_tool_that_hangs_is_a_timeout_that_names_the_step() -> None:
     class Hangs(Talk):
         async def step(  # type: ignore[override]
