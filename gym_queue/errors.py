@@ -82,6 +82,10 @@ class StackError(GymQueueError):
     """A part of the embedded stack did not start or died."""
 
 
+class RedisAwayError(StackError):
+    """The Redis that was named does not answer; it may in a moment."""
+
+
 class ModelError(GymQueueError):
     """The model's answer cannot be used (wrong, refused, malformed): the same request would fail again."""
 
