@@ -166,9 +166,9 @@ class EmbeddedStack:
         logs = self.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         if "redis_url" in self.settings.model_fields_set:
-            from gym_queue.embedded.preflight import check_redis  # noqa: PLC0415 - redis-py loads slowly
+            from gym_queue.embedded.preflight import await_redis  # noqa: PLC0415 - redis-py loads slowly
 
-            await asyncio.to_thread(check_redis, self.settings.redis_url)
+            await await_redis(self.settings.redis_url)
             self._suffix = (
                 f"-{os.getpid()}"  # others may share that Redis; two workers of one name confuse it
             )

@@ -93,7 +93,7 @@ async def everything(folder: Path, seed: int, size: Size) -> Report:
         *(Recipe("cut the cable", (name,), 20.0 * often, (1.0, 8.0)) for name in remote),
     ]
     schedule = draw(seed, recipes, 90.0 if full else 25.0)
-    # A worker that was frozen for too long cannot tell that it was not the environment that took its time.
+    # A worker that is back before a deadline cannot tell how much of it was left to the environment.
     settings = {"GYM_QUEUE_MAX_ATTEMPTS": 4, "GYM_QUEUE_CONCURRENCY": 4, "GYM_QUEUE_TOOL_TIMEOUT": 10}
     async with Stack(folder / "stack", gpu=len(gpu), cpu=len(cpu), remote=remote, settings=settings) as stack:
         return await collect(stack, rows, schedule, limit=400 if full else 120)

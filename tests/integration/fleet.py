@@ -189,6 +189,11 @@ class Fleet:
         leases = await self.ledger.leases()
         return next((lease.worker for lease in leases if lease.info.get("pid") == pid), "")
 
+    async def age(self, name: str) -> float:
+        """Return how many seconds ago a worker renewed its lease."""
+        pid = str(self.processes[name].pid)
+        return next(lease.age for lease in await self.ledger.leases() if lease.info.get("pid") == pid)
+
     async def owned(self, name: str) -> int:
         """Return how many rollouts this worker owns."""
         return len(await self.ledger.owned(await self.worker(name), None, 10_000))
