@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a caller can wait, in seconds: for a connection, for an answer, and for a call to be repeated
-    until it is answered.
+    """How long a caller can wait, in seconds: for a connection, for an answer, and, once a call has failed,
+    for the same one repeated.
     """
 
     connect: float

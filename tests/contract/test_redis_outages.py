@@ -7,7 +7,7 @@ import inspect
 import re
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
@@ -17,8 +17,6 @@ from gym_queue.embedded.preflight import check_redis
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.base import Generated, Retry
 from gym_queue.ledger.connection import Patience
-from gym_queue.ledger.edge import Notice
-from gym_queue.ledger.scripts import Scripts
 from gym_queue.records import Stage
 from gym_queue.testing import async_wait_until
 from tests.contract.redis_trouble import Network, Sentinels, ledger_at, said
@@ -151,6 +149,19 @@ async def test_a_network_that_holds_all_back_and_delivers_it_late(
         "Redis does not answer",
         "Redis answers again",
     ]
+
+
+async def test_connections_that_went_deaf_are_left_for_new_ones(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall forgot them. However short the patience: those that stand are no reason to give up."""
+    monkeypatch.setattr("gym_queue.ledger.views.PATIENT", Patience(connect=0.5, answer=0.3, repeat=0.2))
+    async with Network(str(server.socket_path)) as network, ledger_at(network.url) as ledger:
+        assert not any(await asyncio.gather(*(ledger.run(RUN) for _ in range(10))))
+        network.deafen()
+        await ledger.heartbeat("a", {})
+        assert all(await asyncio.gather(*(ledger.leases() for _ in range(10))))
+        assert network.stalled == 1  # the first to find out let go of all
 
 
 async def test_the_kernel_is_asked_to_notice_a_network_that_is_cut(server: RedisServer) -> None:
@@ -299,43 +310,6 @@ async def test_waiting_for_events_is_not_taken_for_an_outage(
         await submit(ledger)
         assert await ledger.events(RUN, "", 10, wait=2 * HASTY.answer) == []
     assert said(caplog) == []
-
-
-def test_what_is_said_is_said_once_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
-    notice = Notice()
-    for _ in range(2):
-        for call in ("accept", "open_run"):
-            notice.refused(call, "Redis is full")
-        notice.refused("claim", "Redis is odd")
-    notice.answered("heartbeat")
-    notice.answered("accept")
-    notice.answered("open_run")
-    notice.refused("claim", "Redis is odd")
-    notice.refused("accept", "Redis is full")
-    assert said(caplog) == [
-        "Redis is full; waiting",
-        "Redis is odd; waiting",
-        "Redis takes calls again",
-        "Redis is full; waiting",
-    ]
-
-
-async def test_calls_that_came_while_redis_was_away_do_not_queue_up_for_its_answer() -> None:
-    class DeadEdge:
-        tries = 0
-
-        async def call(self, *_: object) -> None:
-            self.tries += 1
-            raise LedgerError("Redis does not answer")
-
-    edge: Any = DeadEdge()
-    scripts = Scripts(edge)
-    answers = await asyncio.gather(
-        *(scripts.run("claim", [], []) for _ in range(2000)), return_exceptions=True
-    )
-    assert edge.tries == 1
-    assert len({id(answer) for answer in answers}) == 2000
-    assert {str(answer) for answer in answers} == {"Redis does not answer"}
 
 
 async def test_who_must_not_be_held_up_is_not(server: RedisServer) -> None:
