@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -227,6 +228,8 @@ class TakeCare(bootsteps.StartStopStep):
     def shutdown(self, consumer: Any) -> None:
         """The pool has stopped. Whatever code of a user's holds this process back, it ends soon."""
         consumer.app.gym_queue_worker.caretaker.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):  # Python gives up its handlers before all else
+            signal.signal(number, signal.SIG_IGN)
         last_resort = threading.Timer(_TIME_TO_EXIT, os._exit, (consumer.controller.exitcode or 0,))
         last_resort.daemon = True
         last_resort.start()

@@ -9,6 +9,7 @@ import pytest
 
 from gym_queue.embedded.redis import RedisServer
 from gym_queue.records import Stage
+from gym_queue.testing import async_wait_until
 from tests.integration.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ async def test_the_rest_is_handed_back(
 
 
 @KINDS
-async def test_a_worker_ends_while_redis_is_away(tmp_path: Path, kind: str, row: dict[str, Any]) -> None:
+@pytest.mark.parametrize("noticed", [False, True], ids=["just now", "noticed"])
+async def test_a_worker_ends_while_redis_is_away(
+    tmp_path: Path, kind: str, row: dict[str, Any], *, noticed: bool
+) -> None:
+    """Whether it is told so while it waits for the broker, or learns at its end that there is none."""
     with RedisServer(tmp_path / "redis") as server:
         async with Fleet(server.url, tmp_path, GYM_QUEUE_SHUTDOWN_GRACE=0.2) as fleet:
             await start(fleet, kind, "old")
@@ -88,8 +93,33 @@ async def test_a_worker_ends_while_redis_is_away(tmp_path: Path, kind: str, row:
             assert server.process is not None
             server.process.kill()
             server.process.wait()
+            if noticed:
+                await async_wait_until(lambda: fleet.log("old", containing="the broker cannot be used"), 20)
             fleet.signal("old", signal.SIGTERM)
             assert await fleet.exit_status("old", 20) == 0
+            assert fleet.log("old", containing="Traceback") == []
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+async def test_a_worker_ends_that_never_reached_its_broker(tmp_path: Path, kind: str) -> None:
+    async with Fleet(f"unix://{tmp_path}/redis.sock?db=0", tmp_path) as fleet:
+        fleet.launch("old", f"workers.{kind}", "worker", "-n", "old@%h")
+        await async_wait_until(
+            lambda: fleet.log("old", containing="the broker cannot be used"), 60, what="it to wait"
+        )
+        fleet.signal("old", signal.SIGTERM)
+        assert await fleet.exit_status("old", 20) == 0
+        assert fleet.log("old", containing="Traceback") == []
+
+
+async def test_a_signal_at_the_very_end_changes_nothing(redis_url: str, tmp_path: Path) -> None:
+    """Python gives up its signal handlers before it clears its modules, which takes a moment."""
+    async with Fleet(redis_url, tmp_path) as fleet:
+        await fleet.start("gpu")
+        await fleet.collect(await fleet.submit([{"told late": [signal.SIGTERM, signal.SIGINT]}]))
+        fleet.signal("gpu", signal.SIGTERM)
+        assert await fleet.exit_status("gpu", 20) == 0
+        assert (tmp_path / "told").read_text() == "late"
 
 
 @pytest.mark.parametrize("row", [{"block": True}, {"thread": True}], ids=["event loop", "exit"])
