@@ -52,7 +52,6 @@ async def test_a_claim_whose_answer_was_lost_is_granted_again(
     await ledger.close()
 
 
-@pytest.mark.guarantee("G5")
 async def test_a_whole_run_leaves_no_key_but_leases(redis_url: str) -> None:
     """Every way through the ledger, then forget the run: what is left would be left for ever."""
     ledger = RedisLedger(redis_url)

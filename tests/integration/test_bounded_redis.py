@@ -1,4 +1,4 @@
-"""G5: what Redis holds of rollouts does not grow with the size of their trajectories."""
+"""G5: what Redis holds of rollouts grows neither with the size of their trajectories nor with the run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import redis
 from gym_queue.assembly import make_ledger
 from gym_queue.embedded.redis import RedisServer
 from gym_queue.environments.base import Observation
+from gym_queue.ledger.redis import RedisLedger
 from gym_queue.settings import Settings
 from tests.unit.road import RUN, Road, World, group
+from tests.unit.small_stack import Output, Stack, everything, hurry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,15 +27,19 @@ SIZE = 256 * 1024
 class Talkative(World):
     """Its conversations are long, its examples are not."""
 
+    def __init__(self, size: int) -> None:
+        super().__init__(inline=False)
+        self.size = size
+
     def reset(self, example: Example, session: dict[str, Any]) -> Observation:
-        return Observation(messages=({"role": "user", "content": "x" * SIZE},))
+        return Observation(messages=({"role": "user", "content": "x" * self.size},))
 
 
 async def peak(folder: Path, *, payload_url: str) -> tuple[int, int]:
     """Collect rollouts that nobody archives. Return the bytes of their rows, and of Redis that they took."""
     with RedisServer(folder) as server, redis.Redis.from_url(server.url) as client:
         ledger = make_ledger(Settings(redis_url=server.url, payload_url=payload_url))
-        road = Road(world=Talkative(inline=False), ledger=ledger)
+        road = Road(world=Talkative(SIZE), ledger=ledger)
         tickets = await road.submit(*(group(index) for index in range(ROLLOUTS // 2)))
         before: Any = client.info("memory")
         await road.work(*tickets)
@@ -57,3 +63,26 @@ async def test_g5_large_trajectories_travel_by_reference(tmp_path: Path) -> None
     rows, by_reference = await peak(tmp_path / "by reference", payload_url=str(tmp_path / "payloads"))
     assert rows > ROLLOUTS * SIZE
     assert by_reference < rows / 10
+
+
+async def peak_of_a_run(folder: Path, examples: int) -> int:
+    """Collect a run through a window of 32. Return the bytes of Redis that it took at most."""
+    with RedisServer(folder) as server, redis.Redis.from_url(server.url) as client:
+        ledger = RedisLedger(server.url)
+        stack, output = Stack(ledger=ledger, world=Talkative(20_000)), Output(folder)
+        before: Any = client.info("memory")
+        async with stack.up(), output.coordinator(stack, examples, window=32) as coordinator:
+            await coordinator.run()
+        after: Any = client.info("memory")
+        await ledger.close()
+    assert output.places() == everything(examples)
+    return after["used_memory_peak"] - before["used_memory"]
+
+
+@pytest.mark.guarantee("G5")
+async def test_g5_a_longer_run_takes_no_more_of_redis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    short = await peak_of_a_run(tmp_path / "short", 50)
+    assert await peak_of_a_run(tmp_path / "long", 500) < 1.3 * short

@@ -129,13 +129,20 @@ class Stack:
 
 
 class WatchedLedger(MemoryLedger):
-    """Remembers how many rollouts were ever open at once, and can hide the results."""
+    """Remembers how many rollouts were ever open at once and how often it was asked for runs; can hide the
+    results.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.most_open: dict[str, int] = {}
         self.accepted: list[tuple[int, int]] = []
+        self.looks = 0
         self.hidden = False
+
+    async def runs(self) -> list[RunStatus]:
+        self.looks += 1
+        return await super().runs()
 
     async def accept(
         self, run_id: str, cursor: int, next_cursor: int, groups: Sequence[Group]

@@ -69,7 +69,8 @@ async def test_g5_nothing_is_published_while_results_are_not_consumed(tmp_path: 
         run = asyncio.create_task(coordinator.run())
         await async_wait_until(lambda: ledger.accepted)
         await async_wait_until(lambda: ended_all(ledger))
-        await settle()
+        before = ledger.looks
+        await async_wait_until(lambda: ledger.looks >= before + 3, what="the feeder to look for room")
         assert (await ledger.status()).accepted == 8
         ledger.hidden = False
         await run
