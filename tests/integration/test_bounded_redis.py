@@ -76,7 +76,7 @@ async def peak_of_a_run(folder: Path, examples: int) -> int:
         after: Any = client.info("memory")
         await ledger.close()
     assert output.places() == everything(examples)
-    return after["used_memory_peak"] - before["used_memory"]
+    return int(after["used_memory_peak"] - before["used_memory"])
 
 
 @pytest.mark.guarantee("G5")
