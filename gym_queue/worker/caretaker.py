@@ -187,7 +187,9 @@ class Caretaker:
         """
         if not self._in_touch() or time.monotonic() - self._there_since < _SETTLING:
             return
-        duty = asyncio.ensure_future(sweep(self._ledger, self._broker, self._ward.settings))
+        settings = self._ward.settings
+        payloads = assembly.make_payloads(settings)
+        duty = asyncio.ensure_future(sweep(self._ledger, self._broker, settings, payloads))
         try:
             while self._in_touch() and not duty.done():
                 await asyncio.wait([duty], timeout=_GLANCE)

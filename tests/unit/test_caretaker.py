@@ -10,6 +10,7 @@ import pytest
 from gym_queue import assembly
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.memory import MemoryLedger
+from gym_queue.maintenance import prune
 from gym_queue.settings import Settings
 from gym_queue.testing import async_wait_until
 from gym_queue.worker import caretaker
@@ -17,6 +18,7 @@ from gym_queue.worker.caretaker import Caretaker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from gym_queue.ledger.base import Lease
     from gym_queue.pipeline import Attempt
@@ -113,6 +115,23 @@ async def test_a_worker_that_is_silent_is_given_up(ledger: Ledger, carer: Careta
 
     await in_touch(ledger)
     await async_wait_until(given_up, what="the silent one to be given up")
+
+
+async def test_payloads_of_forgotten_runs_go(
+    ledger: Ledger, carer: Caretaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "_OLD", 0.0)
+    monkeypatch.setattr(Ward, "settings", Ward.settings.model_copy(update={"payload_url": str(tmp_path)}))
+    payloads = assembly.make_payloads(Ward.settings)
+    assert payloads is not None
+    payloads.open("run")
+
+    def gone() -> bool:
+        carer.sweep()
+        return payloads.opened_before(0.0) == []
+
+    await in_touch(ledger)
+    await async_wait_until(gone, what="the run's payloads to be deleted")
 
 
 async def test_an_outage_gives_nobody_up(ledger: Ledger, carer: Caretaker) -> None:
