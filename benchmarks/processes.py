@@ -42,8 +42,16 @@ def own_peak_megabytes() -> float:
     return _peak_bytes(os.getpid()) / 1e6
 
 
+def peak_of(pid: int) -> float:
+    """Return the peak resident memory (VmHWM) of one process, in MB; 0 if it has ended."""
+    return _peak_bytes(pid) / 1e6
+
+
 def _peak_bytes(pid: int) -> int:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return 0
     return int(found.group(1)) * 1024 if found else 0
 
 

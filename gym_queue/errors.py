@@ -82,6 +82,10 @@ class StackError(GymQueueError):
     """A part of the embedded stack did not start or died."""
 
 
+class RedisAwayError(StackError):
+    """The Redis that was named does not answer; it may in a moment."""
+
+
 class ModelError(GymQueueError):
     """The model's answer cannot be used (wrong, refused, malformed): the same request would fail again."""
 
@@ -118,6 +122,10 @@ class StageTimeoutError(GymQueueError):
     """A stage ran past its deadline."""
 
     failure_class = FailureClass.TIMEOUT
+
+
+class WorkerStoodStillError(GymQueueError):
+    """The worker stood still past a deadline: whose time it was cannot be told."""
 
 
 class InvalidExampleError(GymQueueError):

@@ -5,7 +5,6 @@ Nothing here speaks to the ledger: ``pipeline`` claims before, and commits the o
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import random
@@ -17,13 +16,13 @@ from pydantic_core import PydanticSerializationError
 
 from gym_queue import endings
 from gym_queue.agents.loop import act
+from gym_queue.deadline import deadline
 from gym_queue.endings import Draft, Place
 from gym_queue.errors import (
     EnvironmentFailedError,
     GymQueueError,
     ModelError,
     PayloadLostError,
-    StageTimeoutError,
     VerifierError,
 )
 from gym_queue.ledger.base import Generated, Outcome, Retry
@@ -165,20 +164,15 @@ class _Work:
 
     @asynccontextmanager
     async def deadline(self, seconds: float, doing: str) -> AsyncIterator[float]:
-        """``asyncio.timeout`` that raises ``StageTimeoutError`` for its own expiry only: after ``seconds``,
-        or when the whole rollout has had its time. Gives the seconds that are left.
+        """Strike after ``seconds``, or when the whole rollout has had its time (see ``gym_queue.deadline``).
+        Gives the seconds that are left.
         """
         left = self._left - self.elapsed()
-        try:
-            async with asyncio.timeout(min(seconds, left)) as timeout:
-                yield min(seconds, left)
-        except TimeoutError as expiry:
-            if not timeout.expired():
-                raise
-            total = self.place.spec.limits.rollout_timeout
-            whole = f"the rollout was not done {total:g} s (rollout_timeout) after it was accepted"
-            msg = whole if left < seconds else f"{doing} took longer than {seconds:g} s"
-            raise StageTimeoutError(msg) from expiry
+        total = self.place.spec.limits.rollout_timeout
+        whole = f"the rollout was not done {total:g} s (rollout_timeout) after it was accepted"
+        sentence = whole if left < seconds else f"{doing} took longer than {seconds:g} s"
+        async with deadline(min(seconds, left), sentence):
+            yield min(seconds, left)
 
     def timings(self, **stages: float | None) -> Timings:
         """Put this stage's length on the ledger's clock, which the claim was stamped with."""

@@ -13,8 +13,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from gym_queue.agents.tokens import TokenLog
+from gym_queue.deadline import deadline
 from gym_queue.environments.base import Observation
-from gym_queue.errors import EnvironmentFailedError, GymQueueError, StageTimeoutError
+from gym_queue.errors import EnvironmentFailedError, GymQueueError
 from gym_queue.records import Trajectory, Usage
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ async def act(
     Raises:
         EnvironmentFailedError: the environment raised, or answered with what cannot be an answer.
         StageTimeoutError: one of its calls took longer than ``tool_timeout``.
+        WorkerStoodStillError: nobody knows how long it took.
         GymQueueError: whatever engine or environment raised from this tree passes unchanged.
     """
     world = _World(example, environment, spec.limits.tool_timeout)
@@ -134,18 +136,15 @@ class _World:
 
     async def _ask(self, name: str, method: Callable[..., Any], *arguments: Any) -> Observation:
         """Call a method of the environment, plain or async, within its time."""
-        clock: asyncio.Timeout | None = None
+        late = f"the environment's {name} took longer than tool_timeout ({self._seconds:g} s)"
         try:
             answer = method(self._example, self._session, *arguments)
             if inspect.isawaitable(answer):
-                async with asyncio.timeout(self._seconds) as clock:
+                async with deadline(self._seconds, late):
                     answer = await answer
         except GymQueueError:
             raise
         except Exception as error:
-            if clock is not None and clock.expired():
-                msg = f"the environment's {name} took longer than tool_timeout ({self._seconds:g} s)"
-                raise StageTimeoutError(msg) from error
             text = f"the environment's {name} raised {type(error).__name__}: {error}"
             raise EnvironmentFailedError(text[:_LONGEST_ERROR]) from error
         if not isinstance(answer, Observation):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from gym_queue.embedded.stack import Death
-    from gym_queue.ledger.base import Ledger
+    from gym_queue.ledger.base import Lease, Ledger
     from gym_queue.maintenance.sweep import SweepBroker
 
 _BATCH = 1000
@@ -65,9 +65,20 @@ async def bury_as_they_die(
     while True:
         death = await deaths.get()
         for lease in await patiently(ledger.leases):
-            if (lease.info.get("machine"), lease.info.get("pid")) == (machine(), str(death.pid)):
+            if _is_of(lease, death.pid):
                 could_start(death.pid)
                 await patiently(partial(_bury, ledger, broker, lease.worker, death.words))
+
+
+def _is_of(lease: Lease, pid: int) -> bool:
+    """Tell whether a lease is that of this machine's process ``pid``.
+
+    A worker that dies before its first heartbeat has a lease for its first claim, which says nothing of it;
+    but its name has its id.
+    """
+    if not lease.info:
+        return f"-{pid}-" in lease.worker
+    return (lease.info.get("machine"), lease.info.get("pid")) == (machine(), str(pid))
 
 
 async def _bury(ledger: Ledger, broker: SweepBroker, worker: str, words: str) -> None:

@@ -19,7 +19,8 @@ stub: (for tests). ENVIRONMENT is rows (the default for INPUT), reasoning_gym:DA
 With GYM_QUEUE_REDIS_URL set, every worker on that Redis does its share; --workers 0 --verifiers 0 starts none
 here.
 
-Exit status: 0 all rollouts succeeded, 1 some failed or the run broke off, 2 wrong use, 130 interrupted.
+Exit status: 0 all rollouts succeeded, 1 some failed or were cancelled or the run broke off, 2 wrong use,
+130 interrupted.
 """
 
 _COUNT = click.IntRange(min=1)

@@ -189,7 +189,6 @@ class Coordinator:
     async def _wind_down(self, work: asyncio.Task[None]) -> None:
         """Start nothing new, wait for what is in flight, and say that the run was interrupted."""
         deadline = time.monotonic() + self._grace
-        self._feeder.stopped = True
         try:
             await self._ledger.set_run_state(self._spec.run_id, RunState.PAUSED)
             while not work.done() and time.monotonic() < deadline and await self._unfinished():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_CRASH = "Fatal Python error: "
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -51,11 +52,16 @@ def kill_session(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def last_words(log: Path, lines: int = 5) -> str:
-    """Return the last lines of a log on one line, for use in a sentence; ``nothing`` if there are none."""
-    tail_bytes = 8192
+def last_words(log: Path, lines: int = 5, since: int = 0) -> str:
+    """Return the last lines of a log on one line, for use in a sentence; ``nothing`` if there are none.
+
+    Of a Python that crashed, these are the first lines of what its fault handler wrote. What stands before
+    byte ``since`` is from earlier processes.
+    """
+    tail_bytes = 16384
     with log.open("rb") as source:
-        source.seek(max(0, log.stat().st_size - tail_bytes))
+        source.seek(max(since, log.stat().st_size - tail_bytes))
         text = source.read().decode(errors="replace")
-    found = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
-    return " | ".join(found) or "nothing"
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    crash = max((number for number, line in enumerate(found) if line.startswith(_CRASH)), default=-lines)
+    return " | ".join(found[crash:][:lines]) or "nothing"

@@ -1,8 +1,12 @@
-"""Whether a Redis that somebody else runs can carry the ledger: asked once, before anything is started."""
+"""Whether a Redis that somebody else runs can carry the ledger: asked before anything is started."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import random
+import time
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
@@ -13,7 +17,8 @@ from redis.sentinel import MasterNotFoundError, Sentinel
 
 from gym_queue import redis_address
 from gym_queue.embedded.redis import OLDEST, version_of
-from gym_queue.errors import StackError, UsageError
+from gym_queue.errors import RedisAwayError, StackError, UsageError
+from gym_queue.ledger.edge import passes
 from gym_queue.redis_address import without_password
 
 if TYPE_CHECKING:
@@ -21,6 +26,14 @@ if TYPE_CHECKING:
 
     from gym_queue.redis_address import RedisAddress
 
+_log = logging.getLogger(__name__)
+
+_PATIENCE = 10.0
+"""Seconds. A Redis that starts again, or fails over, is back by then; a wrong URL is not waited for in vain
+much longer.
+"""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 _TIMEOUT = 5.0
 _OPTIONS: dict[str, Any] = {
     "socket_connect_timeout": _TIMEOUT,
@@ -29,11 +42,33 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+async def await_redis(url: str, patience: float = _PATIENCE) -> None:
+    """Do as ``check_redis`` does, and ask one that is away again for ``patience`` seconds.
+
+    It may be starting, loading its file, or closing connections. What no time can heal is raised at once.
+    """
+    give_up, pause, told = time.monotonic() + patience, _FIRST_PAUSE, False
+    while True:
+        try:
+            await asyncio.to_thread(check_redis, url)
+        except RedisAwayError as error:
+            if time.monotonic() >= give_up:
+                raise
+            if not told:
+                _log.warning("%s; waiting up to %g s for it", error, patience)
+            told = True
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            return
+
+
 def check_redis(url: str) -> None:
     """Check that the Redis at ``url`` answers, lets us in, is new enough and forgets nothing when it is full.
 
     Raises:
-        StackError: one sentence; a password in the URL does not appear in it.
+        RedisAwayError: it does not answer; this and the others are one sentence, without the URL's password.
+        StackError: it answers, and will not do.
     """
     shown = without_password(url)
     try:
@@ -77,10 +112,10 @@ def _info(client: Redis, url: str) -> dict[str, Any]:
         raise StackError(msg) from error
     except MasterNotFoundError as error:
         msg = f"the Sentinels of {shown} know no such master, or none that lives: {error}"
-        raise StackError(msg) from error
+        raise RedisAwayError(msg) from error
     except RedisError as error:
         msg = f"the Redis at {shown} does not answer: {error}"
-        raise StackError(msg) from error
+        raise (RedisAwayError if passes(error) else StackError)(msg) from error
     return info
 
 

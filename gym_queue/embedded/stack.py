@@ -70,7 +70,8 @@ class CeleryPart:
 
     def spawn(self) -> None:
         """Start it. Settings travel as environment variables: everybody can read a process's arguments."""
-        self.process = spawn(self.argv, self.log, environment={**os.environ, **self.variables})
+        variables = {**os.environ, "PYTHONFAULTHANDLER": "1", **self.variables}
+        self.process = spawn(self.argv, self.log, environment=variables)
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,13 @@ class Death:
 class _Record:
     """How a part has done so far. ``due`` is when to start it again; ``None`` while it runs.
 
-    ``early`` counts deaths in a row before it had started, ``vain`` those without progress of the run since
-    the one before; ``progress`` is how far the run was at the last.
+    What it says in its log begins at byte ``log_start``. ``early`` counts deaths in a row before it had
+    started, ``vain`` those without progress of the run since the one before; ``progress`` is how far the run
+    was at the last.
     """
 
     started: float = field(default_factory=time.monotonic)
+    log_start: int = 0
     early: int = 0
     vain: int = 0
     progress: int = 0
@@ -98,7 +101,7 @@ class _Record:
 
 def celery_commands(workers: int, verifiers: int, suffix: str = "") -> dict[str, list[str]]:
     """Return the command of each Celery process by the name of its part (and of its log)."""
-    celery = [sys.executable, "-m", "celery", "-A"]
+    celery = [sys.executable, "-m", "celery", "--quiet", "-A"]
     commands = {
         f"gpu{number}": [*celery, "workers.gpu", "worker", "-n", f"gpu{number}{suffix}@%h"]
         for number in range(1, workers + 1)
@@ -163,9 +166,9 @@ class EmbeddedStack:
         logs = self.run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         if "redis_url" in self.settings.model_fields_set:
-            from gym_queue.embedded.preflight import check_redis  # noqa: PLC0415 - redis-py loads slowly
+            from gym_queue.embedded.preflight import await_redis  # noqa: PLC0415 - redis-py loads slowly
 
-            await asyncio.to_thread(check_redis, self.settings.redis_url)
+            await await_redis(self.settings.redis_url)
             self._suffix = (
                 f"-{os.getpid()}"  # others may share that Redis; two workers of one name confuse it
             )
@@ -198,8 +201,14 @@ class EmbeddedStack:
 
     def _add(self, name: str, part: Part) -> None:
         self.parts[name] = part
+        self._records[name] = record = _Record()
+        self._spawn(part, record)
+
+    @staticmethod
+    def _spawn(part: Part, record: _Record) -> None:
+        record.log_start = part.log.stat().st_size if part.log.exists() else 0
         part.spawn()
-        self._records[name] = _Record()
+        record.started, record.due = time.monotonic(), None
 
     async def wait_ready(
         self,
@@ -268,15 +277,14 @@ class EmbeddedStack:
         now = time.monotonic()
         if record.due is not None:
             if now >= record.due:
-                part.spawn()
-                record.started, record.due = now, None
+                self._spawn(part, record)
             return None
         process = part.process
         status = process.poll() if process else None
         if process is None or status is None:
             return None
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        words = f"its last words ({part.log}): {last_words(part.log)}"
+        words = f"its last words ({part.log}): {last_words(part.log, since=record.log_start)}"
         record.vain = 1 if progress() > record.progress else record.vain + 1
         record.progress = progress()
         started = name in _WITHOUT_LEASE and now - record.started >= _LONG_LIFE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from gym_queue import redis_address
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a caller can wait, in seconds: for a connection, for an answer, and for a call to be repeated
-    until it is answered.
+    """How long a caller can wait, in seconds: for a connection, for an answer, and, once a call has failed,
+    for the same one repeated.
     """
 
     connect: float
@@ -39,6 +39,29 @@ class Patience:
 
 PATIENT = Patience(connect=5.0, answer=10.0, repeat=10.0)
 IMPATIENT = Patience(connect=1.0, answer=2.0, repeat=0.0)
+
+
+async def _drop_idle(pool: Any) -> None:
+    """Disconnect the idle connections of a pool.
+
+    Not by its own ``disconnect``, which leaves them in the pool meanwhile: whoever takes one out then has it
+    closed in its hands.
+    """
+    idle, pool._available_connections = pool._available_connections, []  # noqa: SLF001 - there is no other way
+    for connection in idle:
+        await connection.disconnect(nowait=True)
+
+
+class _MasterPool(SentinelConnectionPool):
+    """Connections to whichever Redis the Sentinels say is the master when one is made."""
+
+    async def get_master_address(self) -> Any:
+        """Ask the Sentinels. If the master is another one by now, idle connections lead to the old one."""
+        address = await self.sentinel_manager.discover_master(self.service_name)
+        if self.master_address != address:
+            self.master_address = address
+            await _drop_idle(self)
+        return address
 
 
 class Link:
@@ -67,6 +90,7 @@ class Link:
             )
             self.client = self._sentinel.master_for(
                 address.master,
+                connection_pool_class=_MasterPool,
                 db=address.db,
                 username=address.username,
                 password=address.password,
@@ -81,7 +105,7 @@ class Link:
 
     async def drop_idle(self) -> None:
         """Disconnect what is not in use: the next call connects again, to the master as it is then."""
-        await self.client.connection_pool.disconnect(inuse_connections=False)
+        await _drop_idle(self.client.connection_pool)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import re
 from functools import partial, wraps
@@ -96,7 +97,7 @@ class Edge:
             LedgerError: Redis did not answer, or refused.
         """
         clock = asyncio.get_running_loop().time
-        give_up, pause, failures = clock() + self.patience.repeat, _FIRST_PAUSE, 0
+        give_up, pause, failures = math.inf, _FIRST_PAUSE, 0
         while True:
             try:
                 async with self._slots:
@@ -105,6 +106,7 @@ class Edge:
                 if not passes(error):
                     raise self.refusal(name, error) from error
                 failures += 1
+                give_up = min(give_up, clock() + self.patience.repeat)
                 if not isinstance(
                     error, RedisConnectionError
                 ):  # the others reach the same deaf or demoted Redis
@@ -138,8 +140,8 @@ class Edge:
 
 def passes(error: Exception) -> bool:
     """Tell whether the same call may be answered in a moment."""
-    if isinstance(error, AuthenticationError | AuthorizationError):
-        return False
+    if any(isinstance(one, AuthenticationError | AuthorizationError) for one in (error, error.__cause__)):
+        return False  # the driver wraps it where it happens while connecting
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return True
     return _PASSING.search(str(error)) is not None

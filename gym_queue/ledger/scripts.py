@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     _Call = tuple[str, tuple[Any, ...], int, asyncio.Future[Any]]
 
 _LARGEST_BATCH = 512
+_LONGEST_BATCH = 4_000_000
+"""Bytes. More would not arrive in time on a slow network, and would be sent again and again."""
 
 
 class Scripts:
@@ -47,7 +49,7 @@ class Scripts:
 
     async def _flush(self) -> None:
         while self._queue:
-            batch, self._queue = self._queue[:_LARGEST_BATCH], self._queue[_LARGEST_BATCH:]
+            batch = self._next_batch()
             try:
                 answers = await self._edge.call("scripts", partial(self._execute, batch))
             except LedgerError as error:  # those that came meanwhile need not find it out for themselves
@@ -59,6 +61,16 @@ class Scripts:
             else:
                 for call, answer in zip(batch, answers, strict=True):
                     self._deliver(call, answer)
+
+    def _next_batch(self) -> list[_Call]:
+        size, count = 0, 0
+        for _, arguments, *_ in self._queue[:_LARGEST_BATCH]:
+            size += sum(len(part) for part in arguments if isinstance(part, str | bytes))
+            if count and size > _LONGEST_BATCH:
+                break
+            count += 1
+        batch, self._queue = self._queue[:count], self._queue[count:]
+        return batch
 
     def _deliver(self, call: _Call, answer: Any) -> None:
         name, *_, future = call

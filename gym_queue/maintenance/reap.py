@@ -40,7 +40,8 @@ async def reap(ledger: Ledger, publisher: Publisher, worker_timeout: float) -> i
             taken += await bury(ledger, publisher, worker, words)
             _log.warning("%s and is given up", words)
             continue
-        while owned := await ledger.owned(worker, _OVERDUE_BY, _BATCH):
+        # One that was not heard of since the deadline may have stood still: then it says so when it is back.
+        while owned := await ledger.owned(worker, max(_OVERDUE_BY, lease.age), _BATCH):
             error = f"worker {worker} ran past the stage's deadline"
             taken += await lose(ledger, publisher, owned, FailureClass.TIMEOUT, error)
     return taken

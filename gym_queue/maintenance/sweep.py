@@ -26,7 +26,7 @@ class SweepBroker(Broker, Publisher, Protocol):
 
 
 async def sweep(
-    ledger: Ledger, broker: SweepBroker, settings: Settings, payloads: Payloads | None = None
+    ledger: Ledger, broker: SweepBroker, settings: Settings, payloads: Payloads | None
 ) -> None:
     """Look for dead workers, rollouts that are too old or unwanted, due retries, lost tickets and what
     forgotten runs left behind.

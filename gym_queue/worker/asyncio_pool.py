@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -60,7 +61,9 @@ class AsyncioPool(BasePool):
         self._accept = prepare_accept_content(self.app.conf.accept_content)
         self._running: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run_loop, name="asyncio-pool", daemon=True)
-        self._call_main: Callable[..., object] | None = None
+        self._bell, self._ear = socket.socketpair()
+        self._bell.settimeout(0)
+        self._has_rung = False
         self._qos: Any = None
         self._held = 0
         self._connection = 0
@@ -76,8 +79,12 @@ class AsyncioPool(BasePool):
         self.loop.run_forever()
 
     def register_with_event_loop(self, loop: Any) -> None:
-        """Learn how to reach the main thread (kombu's hub)."""
-        self._call_main = loop.call_soon
+        """Learn to be heard on the main thread, where kombu's hub turns. Runs after each (re)connect.
+
+        Not with the hub's ``call_soon``: what such a call schedules (Celery acknowledges that way, and only
+        then asks for more) waits until something else happens, up to a second.
+        """
+        loop.add_reader(self._ear, self._listen)
 
     def follow(self, qos: Any) -> None:
         """Learn which prefetch limit to move. Called when the consumer starts, and again after a reconnect.
@@ -136,8 +143,14 @@ class AsyncioPool(BasePool):
             _log.exception("task %s failed", task.name)
             failed, value = 1, ExceptionInfo((type(error), error, error.__traceback__))
         self._done.append(partial(ended, (failed, value, time.monotonic() - started)))
-        if self._call_main is not None:
-            self._call_main(self._report)
+        if not self._has_rung:
+            self._has_rung = True
+            self._bell.send(b"!")
+
+    def _listen(self) -> None:
+        self._ear.recv(1)
+        self._has_rung = False  # before the report: what ends from now on rings again
+        self._report()
 
     def _report(self) -> None:
         """Tell Celery which tasks ended. Runs on the main thread."""

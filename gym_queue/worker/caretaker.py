@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -112,10 +113,9 @@ class Caretaker:
 
     def stop(self) -> None:
         """Hand back what the worker still owns, give up its lease, and end."""
-        if self._thread.ident is None:
-            return
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(_PATIENCE_AT_THE_END + 1)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(_PATIENCE_AT_THE_END + 1)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -187,7 +187,9 @@ class Caretaker:
         """
         if not self._in_touch() or time.monotonic() - self._there_since < _SETTLING:
             return
-        duty = asyncio.ensure_future(sweep(self._ledger, self._broker, self._ward.settings))
+        settings = self._ward.settings
+        payloads = assembly.make_payloads(settings)
+        duty = asyncio.ensure_future(sweep(self._ledger, self._broker, settings, payloads))
         try:
             while self._in_touch() and not duty.done():
                 await asyncio.wait([duty], timeout=_GLANCE)
@@ -228,6 +230,8 @@ class TakeCare(bootsteps.StartStopStep):
     def shutdown(self, consumer: Any) -> None:
         """The pool has stopped. Whatever code of a user's holds this process back, it ends soon."""
         consumer.app.gym_queue_worker.caretaker.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):  # Python gives up its handlers before all else
+            signal.signal(number, signal.SIG_IGN)
         last_resort = threading.Timer(_TIME_TO_EXIT, os._exit, (consumer.controller.exitcode or 0,))
         last_resort.daemon = True
         last_resort.start()

@@ -75,11 +75,6 @@ class PatientConsumer(Consumer):
         super().on_connection_error_after_connected(exc)
         self._wait(exc)
 
-    def shutdown(self) -> None:
-        """Let each step close what it holds open, whatever happens to the others."""
-        self.perform_pending_operations()
-        self.blueprint.send_all(self, "shutdown", propagate=False)
-
     def _wait(self, exc: BaseException) -> None:
         """Wait a moment, and longer each time if the connections do not last."""
         self._outage.goes_on(exc)

@@ -23,6 +23,7 @@ from celery.concurrency.prefork import TaskPool
 
 from gym_queue import names
 from gym_queue.celery_app import decode
+from gym_queue.deadline import STANDSTILL
 from gym_queue.pipeline import attempt_of, attempts_of
 from gym_queue.records import FailureClass, Ticket
 from gym_queue.worker import shutdown
@@ -45,12 +46,21 @@ _MOST_CHILDREN = 1024
 
 
 class Deadlines:
-    """Until when each child's verifier may run (``time.monotonic()``, which all processes share; 0: there is
-    nothing to watch), and how many seconds that gave it. In anonymous memory, which children inherit.
+    """Until when each child's verifier may run (0: there is nothing to watch), and how many seconds that gave
+    it. In anonymous memory, which children inherit, and with it a clock: ``time.monotonic()``, which all
+    processes share, without the time that the parent stood still.
     """
 
     def __init__(self, children: int) -> None:
-        self._table = memoryview(mmap.mmap(-1, 2 * 8 * children)).cast("d", (children, 2))
+        self._table = memoryview(mmap.mmap(-1, 2 * 8 * (children + 1))).cast("d", (children + 1, 2))
+        self._standstill = children, 0
+
+    def _now(self) -> float:
+        return time.monotonic() - float(self._table[self._standstill])
+
+    def stood_still(self, seconds: float) -> None:
+        """The parent did not run for so long, and most likely neither did its children: they lose nothing."""
+        self._table[self._standstill] += seconds
 
     def write(self, child: int, seconds: float | None) -> None:
         """A verifier has ``seconds`` from now on; ``None``: it is done."""
@@ -58,12 +68,12 @@ class Deadlines:
             self._table[child, 0] = 0.0
         else:
             self._table[child, 1] = seconds
-            self._table[child, 0] = time.monotonic() + seconds
+            self._table[child, 0] = self._now() + seconds
 
     def overdue(self, child: int) -> float | None:
         """Return how many seconds a verifier was given, if it has had them."""
         until, seconds = self._table[child, 0], self._table[child, 1]
-        return seconds if until and time.monotonic() > until + _MARGIN else None
+        return seconds if until and self._now() > until + _MARGIN else None
 
 
 DEADLINES = Deadlines(_MOST_CHILDREN)
@@ -75,19 +85,16 @@ def watch(seconds: float | None) -> None:
 
 
 class ChildEndedError(WorkerLostError):
-    """A child of the pool ended in the middle of a ticket.
+    """A child of the pool ended in the middle of a ticket."""
 
-    ``failure_class`` is ``None`` where it was told to: nothing failed.
-    """
-
-    def __init__(self, ticket: Ticket, failure_class: FailureClass | None, sentence: str) -> None:
+    def __init__(self, ticket: Ticket, failure_class: FailureClass, sentence: str) -> None:
         super().__init__(sentence)
         self.ticket = ticket
         self.failure_class = failure_class
 
 
 class _Reason(NamedTuple):
-    failure_class: FailureClass | None
+    failure_class: FailureClass
     sentence: str
 
 
@@ -96,6 +103,7 @@ class _Children(AsynPool):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._reasons: dict[int, _Reason] = {}
+        self._looked_at = time.monotonic()
         super().__init__(*args, **kwargs)
 
     @property
@@ -105,12 +113,15 @@ class _Children(AsynPool):
 
     def look_after(self) -> None:
         """Kill children that are overdue; notice and replace those that are dead."""
+        gone, self._looked_at = time.monotonic() - self._looked_at, time.monotonic()
+        if gone > STANDSTILL:
+            DEADLINES.stood_still(gone)
         for process in self._pool:
             if (seconds := DEADLINES.overdue(process.index)) is not None:
                 self.end(process.pid, FailureClass.TIMEOUT, f"verifying took longer than {seconds:g} s")
         self.maintain_pool()
 
-    def end(self, pid: int, failure_class: FailureClass | None, sentence: str) -> None:
+    def end(self, pid: int, failure_class: FailureClass, sentence: str) -> None:
         """Kill a child; ``_join_exited_workers`` finds it dead, and the reason here."""
         process, _ = self._process_by_pid(pid)
         if process is not None and pid not in self._reasons:
@@ -198,12 +209,15 @@ class PreforkPool(TaskPool):
         return frozenset(attempt for ticket in tickets if ticket for attempt in attempts_of(ticket))
 
     def drop(self, fences: Iterable[Fence]) -> None:
-        """Kill the children that verify these, and nothing else. On the main thread."""
+        """Kill the children that verify these, and nothing else. On the main thread.
+
+        Their end is reported as any other, and changes nothing: what they had is no longer this worker's.
+        """
         unwanted = {attempt_of(fence) for fence in fences}
         for job in self._jobs():
             if job.accepted() and job.ticket and unwanted.issuperset(attempts_of(job.ticket)):
                 (pid,) = job.worker_pids()
-                self._pool.end(pid, None, "the rollout was taken away from this worker")
+                self._pool.end(pid, FailureClass.INFRASTRUCTURE, "it was taken away from this worker")
 
     def on_close(self) -> None:
         """Start nothing more; what runs goes on, and is looked after."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import platform
 import secrets
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,9 @@ class Worker:
         configure(self.settings.log_level, self.kind)
 
     def begin(self, consumer: Any) -> None:
-        """Celery's parts are there, and the broker."""
+        """Celery's parts are there, and the broker. On the main thread, after each (re)connect."""
         self.pool, self.hub = consumer.pool, consumer.hub
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))  # Ctrl-C means the same
         self.caretaker.start()
 
     def running(self) -> Collection[Attempt]:
@@ -146,5 +148,4 @@ class CpuWorker(Worker):
 
     def child_ended(self, error: ChildEndedError) -> None:
         """A child of the pool ended in the middle of a ticket. On the main thread."""
-        if error.failure_class is not None:
-            self.caretaker.report(error.ticket, error.failure_class, str(error))
+        self.caretaker.report(error.ticket, error.failure_class, str(error))

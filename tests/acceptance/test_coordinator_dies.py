@@ -18,7 +18,8 @@ from tests.integration.fleet import Fleet
 if TYPE_CHECKING:
     from pathlib import Path
 
-EXAMPLES, SAMPLES = 100, 2
+EXAMPLES, SAMPLES = 150, 2
+WINDOW = {"GYM_QUEUE_WINDOW": "24"}  # so much goes on without a coordinator
 ARGUMENTS = [
     "--model", "stub:?delay=0.05", "--samples", str(SAMPLES), "--workers", "0", "--verifiers", "0",
 ]  # fmt: skip
@@ -45,7 +46,7 @@ DEADLY = textwrap.dedent(
 
 
 async def resumed_to_the_end(folder: Path, redis_url: str) -> None:
-    with submitted(folder, *ARGUMENTS, "--resume", GYM_QUEUE_REDIS_URL=redis_url) as command:
+    with submitted(folder, *ARGUMENTS, "--resume", GYM_QUEUE_REDIS_URL=redis_url, **WINDOW) as command:
         assert await asyncio.to_thread(command.end) == 0, command.said
     check_each_once(folder, EXAMPLES, SAMPLES)
     found = metrics(folder)
@@ -61,7 +62,9 @@ async def test_killed_at_random(tmp_path: Path, redis_url: str, seed: int) -> No
         await fleet.start("gpu1", "cpu1", "beat")
         rows = 0
         for _ in range(4):
-            with submitted(tmp_path, *ARGUMENTS, "--resume", GYM_QUEUE_REDIS_URL=redis_url) as command:
+            with submitted(
+                tmp_path, *ARGUMENTS, "--resume", GYM_QUEUE_REDIS_URL=redis_url, **WINDOW
+            ) as command:
                 rows = command.count() + chance.randint(1, 30)
                 await asyncio.to_thread(command.reach, rows)
                 command.process.kill()
@@ -79,7 +82,7 @@ async def test_killed_between_the_write_and_its_acknowledgement(
     async with Fleet(redis_url, tmp_path, GYM_QUEUE_CONCURRENCY=16) as fleet:
         await fleet.start("gpu1", "cpu1", "beat")
         (tmp_path / "dies_at").write_text(str(nth))
-        with submitted(tmp_path, *ARGUMENTS, GYM_QUEUE_REDIS_URL=redis_url) as command:
+        with submitted(tmp_path, *ARGUMENTS, GYM_QUEUE_REDIS_URL=redis_url, **WINDOW) as command:
             assert await asyncio.to_thread(command.end) == -9
         (tmp_path / "dies_at").unlink()
         [status] = await fleet.ledger.runs()

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gym_queue.testing import async_wait_until
-from tests.acceptance.test_submit_goes_on import children
+from tests.acceptance.commands import children
 from tests.integration.fleet import WORLD, Fleet
 
 if TYPE_CHECKING:

@@ -78,6 +78,15 @@ def test_a_redis_that_needs_a_password(tmp_path: Path) -> None:
     assert "guess" not in result.stderr
 
 
+def test_a_redis_that_is_not_there(tmp_path: Path) -> None:
+    """It might have been away for a moment only, so it is waited for, but not for long."""
+    (tmp_path / "in.jsonl").write_text(GOOD)
+    url = "unix:///nowhere/redis.sock?db=0"
+    result = submit(tmp_path, "in.jsonl", "--model", "stub:", "-o", "out.jsonl", GYM_QUEUE_REDIS_URL=url)
+    assert f"the Redis at {url} does not answer" in refused(result)
+    assert result.stderr.count("waiting up to 10 s for it") == 1
+
+
 class OldRedis(socketserver.StreamRequestHandler):
     """Answers as Redis 5 does, as far as a client asks before it does anything."""
 

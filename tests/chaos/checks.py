@@ -26,7 +26,7 @@ queue, and never takes it back.
 _SHOWN = 5
 _OFTEN = 50
 _LOUD = re.compile("WARNING|ERROR|CRITICAL")
-_CHANGING = re.compile(r"\d+|\b[0-9a-f]{6,}\b")
+_WHEN = re.compile(r"[\d:., -]+")
 
 
 def _some(things: Iterable[object]) -> str:
@@ -118,7 +118,7 @@ def logs(said: Mapping[str, str]) -> list[str]:
     """What goes wrong is said once, not a thousand times, and in words. Takes the logs' texts by name."""
     wrong = []
     for name, text in said.items():
-        lines = Counter(_CHANGING.sub("#", line) for line in text.splitlines() if _LOUD.search(line))
+        lines = Counter(_WHEN.sub("", line, count=1) for line in text.splitlines() if _LOUD.search(line))
         wrong += [f"{name} says {times} times: {line}" for line, times in lines.items() if times > _OFTEN]
         if tracebacks := re.findall(r"Traceback(?:.*\n)+?(?=\w)(.*)", text):
             wrong.append(f"{name} has {len(tracebacks)} tracebacks, such as: {tracebacks[-1]}")

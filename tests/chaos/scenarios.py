@@ -18,7 +18,7 @@ from tests.chaos.faults import Fault, Recipe, draw
 from tests.chaos.stack import COORDINATOR, Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from pathlib import Path
 
     from tests.chaos.driver import Report
@@ -47,7 +47,8 @@ async def deaths(folder: Path, seed: int, size: Size) -> Report:
     """
     full = size is Size.FULL
     rows = workload.draw(seed, {"sleeps": 700, "queued": 300} if full else {"sleeps": 150, "queued": 50}, 2)
-    settings, undisturbed = {"GYM_QUEUE_CONCURRENCY": 8}, 0.0
+    # So often do workers die that one rollout in some ten thousand is there three times by chance.
+    settings, undisturbed = {"GYM_QUEUE_CONCURRENCY": 8, "GYM_QUEUE_MAX_ATTEMPTS": 6}, 0.0
     if full:
         async with Stack(folder / "undisturbed", settings=settings) as stack:
             undisturbed = (await collect(stack, rows, limit=120)).seconds
@@ -93,7 +94,7 @@ async def everything(folder: Path, seed: int, size: Size) -> Report:
         *(Recipe("cut the cable", (name,), 20.0 * often, (1.0, 8.0)) for name in remote),
     ]
     schedule = draw(seed, recipes, 90.0 if full else 25.0)
-    # A worker that was frozen for too long cannot tell that it was not the environment that took its time.
+    # A worker that is back before a deadline cannot tell how much of it was left to the environment.
     settings = {"GYM_QUEUE_MAX_ATTEMPTS": 4, "GYM_QUEUE_CONCURRENCY": 4, "GYM_QUEUE_TOOL_TIMEOUT": 10}
     async with Stack(folder / "stack", gpu=len(gpu), cpu=len(cpu), remote=remote, settings=settings) as stack:
         return await collect(stack, rows, schedule, limit=400 if full else 120)
@@ -118,12 +119,12 @@ async def failover(folder: Path, seed: int, _size: Size) -> Report:
     report.noted.append(f"200 rollouts ran elsewhere {seconds:.1f} s after their worker was killed")
     if seconds > _FAILOVER_AT_MOST:
         report.wrong.append(f"too slow: {report.noted[-1]}")
-    report.wrong += _attempts(report, 2)
+    report.wrong += _attempts(report, {2})
     return report
 
 
-def _attempts(report: Report, wanted: int) -> list[str]:
-    wrong = [row["rollout_id"] for row in report.succeeded if row["attempt"] != wanted]
+def _attempts(report: Report, wanted: Collection[int]) -> list[str]:
+    wrong = [row["rollout_id"] for row in report.succeeded if row["attempt"] not in wanted]
     return (
         [f"{len(wrong)} rollouts were not written by attempt {wanted}, such as {wrong[0]}"] if wrong else []
     )
@@ -145,23 +146,28 @@ async def cut_off(folder: Path, seed: int, _size: Size) -> Report:
 async def _comes_back(
     stack: Stack, seed: int, leave: Callable[[], object], come_back: Callable[[], object]
 ) -> Report:
-    """gpu1, with all claims, is away until gpu2 has taken them over and written 40; what gpu1 writes of
-    these comes late. It must take over the other 20 as soon as gpu2 gives them up.
+    """gpu1, with all claims, is away until gpu2 has taken them over. What it then writes of 40 is late: gpu2
+    still works on these. It must take over the other 20 as soon as gpu2 gives them up.
     """
     rows = workload.draw(seed, {"gated": 40, "gated last": 20})
     stack.submit(rows)
     await async_wait_until(partial(stack.owns, "gpu1", 60), 30, what="gpu1 to own all")
     stack.start_worker("gpu2")
     await async_wait_until(stack.leased, 30, what="gpu2 to be ready")
+    zombie = await stack.worker("gpu1")
     leave()
     await async_wait_until(partial(stack.owns, "gpu2", 60), 30, what="gpu2 to own all")
-    stack.open_gate("gate")
-    await async_wait_until(partial(stack.owns, "gpu2", 20), 30, what="gpu2 to end 40")
+    # It would be told to drop them, perhaps before it has written; here that is lost, and the fence is alone.
+    assert len(await stack.ledger.revoked(zombie, 100)) == 60
+    stack.open_gate("gate", only="gpu1")
     come_back()
     await async_wait_until(stack.leased, 30, what="gpu1 to be back")
     await async_wait_until(
         lambda: stack.status and stack.status.refused, 30, what="a late write to be refused"
     )
+    assert await stack.owns("gpu2", 60), "a late write was taken"
+    stack.open_gate("gate")
+    await async_wait_until(partial(stack.owns, "gpu2", 20), 30, what="gpu2 to end 40")
     stack.part("gpu2").wanted = False
     stack.part("gpu2").end(signal.SIGTERM)
     await async_wait_until(partial(stack.owns, "gpu1", 20), 30, what="gpu1 to take over what gpu2 hands back")

@@ -30,7 +30,7 @@ def main(seed: int, minutes: float, scenario: tuple[str, ...]) -> None:
     if missing := network.why_not():
         click.echo(f"no cable is cut: {missing}")
     possible = [name for name in scenario or SCENARIOS if not (missing and name == "cut_off")]
-    for number, name in itertools.product(itertools.count(seed), possible):
+    for number, name in ((number, name) for number in itertools.count(seed) for name in possible):
         if time.monotonic() > deadline:
             break
         folder = (_FOLDER / f"{name}-{number}").absolute()

@@ -17,6 +17,7 @@ from gym_queue.testing import async_wait_until
 from tests.chaos.network import Cable
 from tests.chaos.processes import Processes
 from tests.chaos.server import Server
+from tests.chaos.world import PART
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,10 +127,10 @@ class Stack:
     def start_worker(self, name: str) -> None:
         """Start a worker named ``gpu…`` or ``cpu…``."""
         argv = [*self._celery, f"workers.{name[:3]}", "worker", "-n", f"{name}@%h"]
-        variables = self._at_home
+        variables = {**self._at_home, PART: name}
         if name in self._remote:
             argv = [*self.cable.prefix(), *argv]
-            variables = {"GYM_QUEUE_REDIS_URL": self.server.url(self.cable.address)}
+            variables["GYM_QUEUE_REDIS_URL"] = self.server.url(self.cable.address)
         self.processes.add(name, argv + (["-c", "2"] if name.startswith("cpu") else []), variables)
 
     def submit(self, workload: Workload) -> None:
@@ -193,9 +194,9 @@ class Stack:
         seconds, microseconds = await self.server.client.time()
         return float(seconds + microseconds / 1e6)
 
-    def open_gate(self, name: str) -> None:
-        """Let the rollouts go on that wait for this gate."""
-        (self.folder / name).touch()
+    def open_gate(self, gate: str, only: str = "") -> None:
+        """Let the rollouts go on that wait for this gate: in all workers, or in one."""
+        (self.folder / gate).with_suffix(f".{only}" if only else "").touch()
 
     async def leased(self, *, no_others: bool = False) -> bool:
         """Return whether all workers run and have a lease (and, if so asked, nobody else has one)."""

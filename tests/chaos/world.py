@@ -19,7 +19,16 @@ from gym_queue.records import Verdict
 if TYPE_CHECKING:
     from gym_queue.records import Example, Message, Trajectory
 
+PART = "GYM_QUEUE_CHAOS_PART"
+"""Environment variable: what the driver calls this process."""
+
 _LOOK_INTERVAL = 0.05
+
+
+def _is_open(gate: str) -> bool:
+    """Return whether a gate is open for all, or for this worker."""
+    file = Path(__file__).with_name(gate)
+    return file.exists() or file.with_suffix(f".{os.environ[PART]}").exists()
 
 
 def _speech(row: dict[str, Any]) -> tuple[Message, ...]:
@@ -42,7 +51,7 @@ class World(Environment):
         row = example.row
         session["turns"] = 0
         if gate := row.get("gate"):
-            while not Path(__file__).with_name(gate).exists():  # noqa: ASYNC110 - made by hand
+            while not _is_open(gate):  # noqa: ASYNC110 - the driver touches a file
                 await asyncio.sleep(_LOOK_INTERVAL)
         await asyncio.sleep(row.get("sleep", 0.0))
         match row.get("generating"):

@@ -1,3 +1,5 @@
+"""A server of a test's own, beside the one that all tests share, and the ledgers by reference."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
     from gym_queue.ledger.base import Ledger
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server to be hurt."""
+    with RedisServer(tmp_path / "redis") as running:
+        yield running
+
+
 @pytest.fixture(params=["memory", "redis", "memory by reference", "redis by reference"])
 async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
     redis_ledger: RedisLedger | None = None
@@ -31,10 +40,3 @@ async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             yield redis_ledger or MemoryLedger()
     if redis_ledger:
         await redis_ledger.close()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, to be hurt."""
-    with RedisServer(tmp_path / "redis") as running:
-        yield running

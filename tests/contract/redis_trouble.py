@@ -40,8 +40,8 @@ class Network:
     def __init__(self, socket: str) -> None:
         self._socket = socket
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open = asyncio.Event()
-        self._open.set()
+        self._gate = asyncio.Event()
+        self._gate.set()
         self.answers_to_lose = 0
         self.stalled = 0
 
@@ -60,11 +60,21 @@ class Network:
     def stall(self) -> None:
         """Hold all bytes back, without a word; ``stalled`` counts the pieces."""
         self.stalled = 0
-        self._open.clear()
+        self._gate.clear()
+
+    def lead_to(self, socket: str) -> None:
+        """Let new connections arrive elsewhere."""
+        self._socket = socket
 
     def heal(self) -> None:
         """Deliver what was held back, also what was given up by its sender."""
-        self._open.set()
+        self._gate.set()
+
+    def deafen(self) -> None:
+        """Hold back, for ever, what comes through the connections that stand; new ones are well."""
+        self._gate.clear()
+        self._gate = asyncio.Event()
+        self._gate.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream = await asyncio.open_unix_connection(self._socket)
@@ -80,14 +90,15 @@ class Network:
     async def _carry(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool
     ) -> None:
+        gate = self._gate
         with contextlib.suppress(ConnectionError):
             while piece := await source.read(1 << 16):
                 if answers and self.answers_to_lose:
                     self.answers_to_lose -= 1
                     return
-                if not self._open.is_set():
+                if not gate.is_set():
                     self.stalled += 1
-                    await self._open.wait()
+                    await gate.wait()
                 sink.write(piece)
                 await sink.drain()
 

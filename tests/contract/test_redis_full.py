@@ -12,15 +12,17 @@ import pytest
 import redis
 
 from gym_queue.coordinator.patience import patiently
+from gym_queue.embedded.redis import RedisServer
 from gym_queue.errors import REDIS_DISK_FULL, REDIS_FULL, LedgerError
 from gym_queue.ledger.base import Generated, Retry
 from gym_queue.records import RunState
 from gym_queue.testing import async_wait_until
-from tests.contract.redis_trouble import ledger_at, said
+from tests.contract.redis_trouble import Network, ledger_at, said
 from tests.contract.test_ledger import RUN, claimed, ended, group, spec, submit
 
 if TYPE_CHECKING:
-    from gym_queue.embedded.redis import RedisServer
+    from pathlib import Path
+
     from gym_queue.ledger.redis import RedisLedger
     from gym_queue.records import Fence, Ticket
 
@@ -33,13 +35,36 @@ async def test_a_master_that_was_demoted_is_waited_for(
         with redis.Redis.from_url(server.url) as client:
             client.replicaof("127.0.0.1", "1")
             claim = asyncio.create_task(ledger.claim(ticket, "a", 60))
+            taken = asyncio.create_task(ledger.revoked("a", 10))  # no script: its error is spelled otherwise
             await async_wait_until(lambda: said(caplog))
             assert not claim.done()
+            assert not taken.done()
             client.replicaof("NO", "ONE")
         assert await claim
+        assert await taken == []
     first, last = said(caplog)
     assert "read only replica" in first
     assert last == "Redis answers again"
+
+
+async def test_a_master_whose_address_leads_to_another_one_is_left(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections that stand still lead to the old one."""
+    with RedisServer(tmp_path / "other") as other:
+        async with (
+            Network(str(server.socket_path)) as network,
+            ledger_at(network.url) as ledger,
+            ledger_at(other.url) as replicated,
+        ):
+            (ticket,) = await submit(ledger)
+            await submit(replicated)
+            with redis.Redis.from_url(server.url) as client:
+                client.replicaof("127.0.0.1", "1")
+            claim = asyncio.create_task(ledger.claim(ticket, "a", 60))
+            await async_wait_until(lambda: said(caplog))
+            network.lead_to(str(other.socket_path))
+            assert await claim
 
 
 async def test_a_disk_that_is_full_is_waited_for(
@@ -113,6 +138,8 @@ async def drain(ledger: RedisLedger, tickets: list[Ticket], fences: list[Fence],
     assert await ledger.end(RUN, ended(three, "failed"))
     assert not (await ledger.commit(three, ended(three))).accepted
     await ledger.count_republished(RUN, 1)
+    waiting = ended(three.model_copy(update={"example_index": tickets[30].example_index}), "failed")
+    assert await ledger.end(RUN, waiting, waiting_attempt=1)
     assert await ledger.set_run_state(RUN, RunState.PAUSED)
     assert await ledger.claim(tickets[21], "a", 60) is None
     assert await ledger.set_run_state(RUN, RunState.OPEN)

@@ -10,6 +10,7 @@ import pytest
 from gym_queue import names
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.base import Ended, Generated, Retry
+from gym_queue.ledger.connection import Patience
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.records import Stage
 from tests.contract.ledgers import lasting_keys
@@ -24,6 +25,14 @@ async def test_an_unreachable_redis_is_a_ledger_error() -> None:
     ledger = RedisLedger("redis://127.0.0.1:1/0", patient=False)
     with pytest.raises(LedgerError, match="Redis does not answer"):
         await ledger.run(RUN)
+
+
+async def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gym_queue.ledger.views.PATIENT", Patience(connect=1, answer=1, repeat=0.2))
+    ledger = RedisLedger("redis://127.0.0.1:1/0")
+    for call in (ledger.run(RUN), ledger.heartbeat("a", {})):
+        with pytest.raises(LedgerError, match="Redis does not answer"):
+            await call
 
 
 async def test_a_claim_whose_answer_was_lost_is_granted_again(
@@ -121,10 +130,19 @@ async def test_what_a_worker_never_reads_is_not_kept_for_ever(redis_url: str) ->
     await ledger.commit(one, Retry(), revoke=True)
     assert 0 < await ledger._client.ttl(names.revoked_key("a")) <= 3600
     await ledger._client.delete(names.revoked_key("a"))
+    assert await ledger._client.zcard(names.claims_key("a")) == 1
     await ledger.end(RUN, ended(other))
+    assert await ledger._client.zcard(names.claims_key("a")) == 0
     assert 0 < await ledger._client.ttl(names.revoked_key("a")) <= 3600
     await ledger.drop_lease("a")
     assert await ledger.revoked("a", 10) == [other]
+    await ledger.close()
+
+
+async def test_counting_for_a_forgotten_run_leaves_nothing(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    await ledger.count_republished("forgotten", 5)
+    assert await lasting_keys(ledger) == set()
     await ledger.close()
 
 

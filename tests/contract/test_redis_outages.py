@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
+from gym_queue import names
 from gym_queue.embedded.preflight import check_redis
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.base import Generated, Retry
@@ -150,6 +151,19 @@ async def test_a_network_that_holds_all_back_and_delivers_it_late(
     ]
 
 
+async def test_connections_that_went_deaf_are_left_for_new_ones(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall forgot them. However short the patience: those that stand are no reason to give up."""
+    monkeypatch.setattr("gym_queue.ledger.views.PATIENT", Patience(connect=0.5, answer=0.3, repeat=0.2))
+    async with Network(str(server.socket_path)) as network, ledger_at(network.url) as ledger:
+        assert not any(await asyncio.gather(*(ledger.run(RUN) for _ in range(10))))
+        network.deafen()
+        await ledger.heartbeat("a", {})
+        assert all(await asyncio.gather(*(ledger.leases() for _ in range(10))))
+        assert network.stalled == 1  # the first to find out let go of all
+
+
 async def test_the_kernel_is_asked_to_notice_a_network_that_is_cut(server: RedisServer) -> None:
     """An idle connection learns of it in half a minute; what was sent and given up does not arrive later."""
     async with Network(str(server.socket_path)) as network, ledger_at(network.url) as ledger:
@@ -269,14 +283,33 @@ async def test_an_error_that_waiting_does_not_heal_is_no_outage(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ledger_at(server.url) as ledger:
-        await ledger._client.set("gq:leases", "not what belongs there")
+        for key in (names.leases_key(), names.runs_key()):
+            await ledger._client.set(key, "not what belongs there")
         for _ in range(2):
             with pytest.raises(LedgerError, match="WRONGTYPE"):
                 await ledger.heartbeat("a", {})
-        with pytest.raises(LedgerError, match="WRONGTYPE"):
-            await ledger.leases()
-        assert await ledger.runs() == []
+            with pytest.raises(LedgerError, match="WRONGTYPE"):
+                await ledger.runs()
+        assert await ledger.run(RUN) is None
     assert sum("WRONGTYPE" in line for line in said(caplog)) == len(said(caplog)) == 2
+
+
+async def test_a_door_that_is_locked_is_no_outage(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("requirepass", "secret")
+        async with ledger_at(server.url) as ledger:
+            with pytest.raises(LedgerError, match=r"(?i)^Redis: .*authenticat"):
+                await ledger.run(RUN)
+
+
+async def test_waiting_for_events_is_not_taken_for_an_outage(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gym_queue.ledger.views.PATIENT", HASTY)
+    async with ledger_at(server.url) as ledger:
+        await submit(ledger)
+        assert await ledger.events(RUN, "", 10, wait=2 * HASTY.answer) == []
+    assert said(caplog) == []
 
 
 async def test_who_must_not_be_held_up_is_not(server: RedisServer) -> None:

@@ -48,6 +48,20 @@ WORLD_SOURCE = textwrap.dedent(
     GATE = Path(__file__).with_name("gate")
 
 
+    class ToldLate:
+        """Signals its process when Python clears the module that holds it."""
+
+        def __init__(self, signals, kill=os.kill, pid=os.getpid()):
+            self.signals, self.kill, self.pid = signals, kill, pid
+            self.told = Path(__file__).with_name("told").open("w")
+
+        def __del__(self):
+            for number in self.signals:
+                self.kill(self.pid, number)
+            self.told.write("late")
+            self.told.close()
+
+
     class World(Environment):
         def inline(self, example):
             return not example.row.get("queued")
@@ -57,6 +71,10 @@ WORLD_SOURCE = textwrap.dedent(
                 Path(__file__).with_name("blocked").touch()
                 while not GATE.exists():
                     time.sleep(0.01)
+            if example.row.get("told late"):
+                globals()["told_late"] = ToldLate(example.row["told late"])
+            if example.row.get("thread"):
+                await asyncio.to_thread(time.sleep, 3600)
             try:
                 while example.row.get("wait") and not GATE.exists():
                     await asyncio.sleep(0.02)
@@ -186,6 +204,11 @@ class Fleet:
         pid = str(self.processes[name].pid)
         leases = await self.ledger.leases()
         return next((lease.worker for lease in leases if lease.info.get("pid") == pid), "")
+
+    async def age(self, name: str) -> float:
+        """Return how many seconds ago a worker renewed its lease."""
+        pid = str(self.processes[name].pid)
+        return next(lease.age for lease in await self.ledger.leases() if lease.info.get("pid") == pid)
 
     async def owned(self, name: str) -> int:
         """Return how many rollouts this worker owns."""

@@ -79,6 +79,7 @@ class FakeCoordinator:
     """Ends every rollout that the archive does not hold, as told by the class."""
 
     failing: ClassVar[set[int]] = set()
+    cancelling: ClassVar[set[int]] = set()
     stop_after: ClassVar[int | None] = None
     then: ClassVar[Callable[[FakeCoordinator], Awaitable[None]] | None] = None
 
@@ -102,6 +103,9 @@ class FakeCoordinator:
                     await then(self)
                 place = Place(spec=spec, example=example, example_index=index, sample_index=sample)
                 end = self.end(place, failed=ordinal in self.failing)
+                if ordinal in self.cancelling:
+                    timings = Timings(accepted_at=1.0, ended_at=3.0)
+                    end = endings.cancelled(place, timings, "not wanted")
                 [event] = archive.append([Event(position=str(ordinal), summary=end.summary, row=end.row)])
                 metrics.add(event.summary)
                 ended += 1
@@ -150,7 +154,10 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembly, "make_broker", lambda _: FakePublisher())
     for owner, values in (
         (FakeStack, {"trouble": None, "never_ready": False}),
-        (FakeCoordinator, {"failing": set(), "stop_after": None, "then": None}),
+        (
+            FakeCoordinator,
+            {"failing": set(), "cancelling": set(), "stop_after": None, "then": None},
+        ),
     ):
         for name, value in values.items():
             monkeypatch.setattr(owner, name, value)

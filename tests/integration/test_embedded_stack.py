@@ -138,9 +138,18 @@ async def test_a_password_is_asked_for_and_never_shown(
 def test_no_secret_is_a_process_argument() -> None:
     commands = celery_commands(2, 3, "-77")
     assert list(commands) == ["gpu1", "gpu2", "cpu", "beat"]
-    assert commands["gpu2"][1:] == ["-m", "celery", "-A", "workers.gpu", "worker", "-n", "gpu2-77@%h"]
+    assert commands["gpu2"][1:] == [
+        "-m",
+        "celery",
+        "--quiet",
+        "-A",
+        "workers.gpu",
+        "worker",
+        "-n",
+        "gpu2-77@%h",
+    ]
     assert commands["cpu"][-4:] == ["-n", "cpu-77@%h", "--concurrency", "3"]
-    assert commands["beat"][1:] == ["-m", "celery", "-A", "beat", "beat"]
+    assert commands["beat"][1:] == ["-m", "celery", "--quiet", "-A", "beat", "beat"]
     assert list(celery_commands(1, 0)) == ["gpu1", "beat"]
     assert list(celery_commands(0, 1)) == ["cpu", "beat"]
     assert celery_commands(0, 0) == {}, "nor beat: a fleet has its own"

@@ -90,9 +90,10 @@ async def test_workers_and_beat_outlive_a_redis_that_is(
             status = await fleet.ledger.run("run")
             assert status is not None
             assert (status.succeeded, status.retried, status.lost) == (200, 0, 0)
+            assert status.dropped < 50, "tickets that are worked on are not put back into the queue"
             for name, process in fleet.processes.items():
                 assert process.poll() is None
                 complaints = [line for line in fleet.log(name) if "INFO" not in line]
-                assert len(complaints) <= 8, complaints
-                assert not any("Traceback" in line for line in complaints)
+                assert len(complaints) <= 5, complaints
+                assert all(" gym_queue." in line for line in complaints), complaints
     assert {(row.state, row.attempt) for row in run.rows()} == {("succeeded", 1)}

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gym_queue import assembly
 from gym_queue.cli import execution
-from gym_queue.coordinator.run import Interrupted
-from gym_queue.errors import StackError, StorageError
+from gym_queue.coordinator.run import Cancelled, Interrupted
+from gym_queue.errors import LedgerError, StackError, StorageError
+from gym_queue.ledger.memory import MemoryLedger
 from tests.integration.played_stack import FakeCoordinator, FakeStack, play, rows, submit
 
 if TYPE_CHECKING:
@@ -54,6 +56,13 @@ def test_some_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "6 rollouts: 4 succeeded, 2 failed" in result.stdout
     assert "2 failed by verifier, such as: no idea at all" in result.stdout
     assert "failures: out.failures.jsonl" in result.stdout
+
+
+def test_some_were_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeCoordinator, "cancelling", {1, 4})
+    result = submit()
+    assert result.exit_code == 1
+    assert "6 rollouts: 4 succeeded, 0 failed, 2 cancelled" in result.stdout
 
 
 def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +132,44 @@ def test_a_full_disk_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--resume" in result.stderr
     monkeypatch.setattr(FakeCoordinator, "then", None)
     assert submit("--resume").exit_code == 0
+
+
+def test_a_cancelled_run_says_so_and_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def cancelled(_: FakeCoordinator) -> None:
+        raise Cancelled
+
+    monkeypatch.setattr(FakeCoordinator, "stop_after", 2)
+    monkeypatch.setattr(FakeCoordinator, "then", cancelled)
+    result = submit()
+    assert result.exit_code == 1
+    assert result.stdout.startswith("2 rollouts: 2 succeeded, 0 failed\n")
+    assert "submit-rollouts: cancelled: 2 of 6 rollouts are in out.jsonl" in result.stderr
+    assert result.stderr.endswith("-o out.jsonl --resume\n")
+    metrics = json.loads((tmp_path / "out.metrics.json").read_text())
+    assert (metrics["complete"], metrics["rollouts"]["accepted"]) == (False, 2)
+    monkeypatch.setattr(FakeCoordinator, "then", None)
+    assert submit("--resume").exit_code == 0
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_shared_ledger_forgets_a_run_that_turns_out_to_be_complete(
+    monkeypatch: pytest.MonkeyPatch,
+    away: bool,  # noqa: FBT001
+) -> None:
+    """Its coordinator may have died between the last row and that."""
+    forgotten: list[str] = []
+
+    class Ledger(MemoryLedger):
+        async def forget_run(self, run_id: str) -> None:
+            forgotten.append(run_id)
+            if away:
+                raise LedgerError
+
+    monkeypatch.setenv("GYM_QUEUE_REDIS_URL", "redis://elsewhere:6379/0")
+    assert submit().exit_code == 0
+    monkeypatch.setattr(assembly, "make_ledger", lambda _: Ledger())
+    assert submit("--resume").exit_code == 0
+    assert len(forgotten) == 1
 
 
 def test_a_stack_that_breaks_down_during_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

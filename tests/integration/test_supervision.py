@@ -163,3 +163,31 @@ async def test_a_worker_that_cannot_start_any_more_waits_longer_each_time_and_ta
         with pytest.raises(StackError, match=r"gpu1 ended with status 1, \d times in a row .*no GPU"):
             await asyncio.wait_for(idle, 30)
         pids.client.close()
+
+
+async def test_the_last_words_of_a_crash_say_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = textwrap.dedent(
+        """
+        import ctypes, pathlib, sys
+        def tool():
+            ctypes.string_at(0)
+        if pathlib.Path("crashed").exists():
+            sys.exit("the second life")
+        pathlib.Path("crashed").touch()
+        tool()
+        """
+    )
+    monkeypatch.chdir(tmp_path)
+    play(monkeypatch, {"gpu1": worker("gpu1", crash)})
+    async with EmbeddedStack(Settings(), tmp_path, workers=1, verifiers=0) as stack:
+        deaths: list[Death] = []
+        supervision = asyncio.create_task(stack.supervise(deaths.append))
+        await async_wait_until(lambda: len(deaths) == 2, what="the crash, and another death")
+        supervision.cancel()
+        await asyncio.gather(supervision, return_exceptions=True)
+    assert deaths[0].words.startswith("was killed by SIGSEGV; its last words (")
+    assert "gpu1.log): Fatal Python error: Segmentation fault | " in deaths[0].words
+    assert " in tool" in deaths[0].words
+    assert deaths[1].words.endswith("gpu1.log): the second life"), "the crash was that of another process"

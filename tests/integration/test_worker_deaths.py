@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +14,28 @@ from gym_queue.testing import async_wait_until
 from tests.integration.fleet import IMPATIENT, Fleet
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = pytest.mark.timeout(90)
 
 CPU = ("workers.cpu", "worker", "-n", "cpu@%h", "--concurrency=2")
+
+
+@asynccontextmanager
+async def frozen(fleet: Fleet, name: str, seconds: float) -> AsyncIterator[None]:
+    """Stop a worker and its children for so long, by the ledger's clock."""
+
+    async def long_enough() -> bool:
+        return await fleet.age(name) > before + seconds
+
+    os.killpg(fleet.processes[name].pid, signal.SIGSTOP)
+    before = await fleet.age(name)
+    try:
+        await async_wait_until(long_enough, 30, what=f"{name} to have stood still")
+        yield
+    finally:
+        os.killpg(fleet.processes[name].pid, signal.SIGCONT)
 
 
 async def test_rollouts_of_a_killed_gpu_worker_run_elsewhere(redis_url: str, tmp_path: Path) -> None:
@@ -59,6 +78,14 @@ async def test_a_verifier_that_dies_is_reported_by_its_parent(redis_url: str, tm
     assert status is not None
     assert status.lost == 4, "each had two deaths; the second one failed it"
     assert log == []
+
+
+async def test_a_death_is_noticed_at_once(redis_url: str, tmp_path: Path) -> None:
+    """Ten deaths in a row; Celery by itself would look after most of them 5 s late."""
+    async with Fleet(redis_url, tmp_path) as fleet:
+        await fleet.start("gpu", "cpu")
+        row = {"queued": True, "verifier": "exits", "status": 1}
+        await fleet.collect(await fleet.submit([row], limits={"max_attempts": 10}), timeout=15)
 
 
 @pytest.mark.guarantee("G7")
@@ -145,3 +172,40 @@ async def test_verifiers_of_a_worker_that_comes_back_are_stopped(redis_url: str,
         assert status.lost == 1, "the parent reports no loss of what is not its own"
         assert fleet.log("cpu1", containing="Traceback") == []
     assert (row.state, row.attempt) == ("succeeded", 1)
+
+
+async def test_a_worker_that_stood_still_blames_no_rollout(redis_url: str, tmp_path: Path) -> None:
+    """Its clock ran on, past the time of what it waits for. No sweep here: it is not given up meanwhile."""
+    async with Fleet(redis_url, tmp_path) as fleet:
+        await fleet.start("gpu", "cpu")
+        run = await fleet.submit([{"wait": True}] * 5, samples=4, limits={"tool_timeout": 1.0})
+        await fleet.in_flight("gpu", 20)
+        async with frozen(fleet, "gpu", 3.0):
+            pass
+
+        async def tried_again() -> bool:
+            owned = await fleet.ledger.owned(await fleet.worker("gpu"), None, 100)
+            return [attempt.fence.attempt for attempt in owned] == [2] * 20
+
+        await async_wait_until(tried_again, what="second attempts")
+        fleet.gate.touch()
+        rows = (await fleet.collect(run)).rows()
+    assert {(row.state, row.attempt) for row in rows} == {("succeeded", 2)}
+
+
+async def test_a_verifier_loses_no_time_by_a_worker_that_stood_still(redis_url: str, tmp_path: Path) -> None:
+    async with Fleet(redis_url, tmp_path, WORKER_HEARTBEAT_INTERVAL=0.1) as fleet:
+        await fleet.start("gpu", "cpu")
+        row = {"queued": True, "verifier": "waits"}
+        run = await fleet.submit([row], limits={"verify_timeout": 2.0, "max_attempts": 1})
+        await fleet.in_flight("cpu", 1)
+        async with frozen(fleet, "cpu", 5.0):
+            pass
+
+        async def renewed() -> bool:
+            return await fleet.age("cpu") < 1.0
+
+        await async_wait_until(renewed, what="it to be back")
+        fleet.gate.touch()
+        rows = (await fleet.collect(run)).rows()
+    assert [(row.state, row.attempt) for row in rows] == [("succeeded", 1)]

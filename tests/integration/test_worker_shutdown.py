@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gym_queue.embedded.redis import RedisServer
+from gym_queue.records import Stage
+from gym_queue.testing import async_wait_until
 from tests.integration.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -45,19 +47,24 @@ async def test_what_ends_within_the_grace_period_is_kept(
     assert {(row.state, row.attempt) for row in run.rows()} == {("succeeded", 1)}
 
 
+AT_ONCE = {"gpu": signal.SIGTERM, "cpu": signal.SIGINT}
+
+
 @KINDS
 @pytest.mark.parametrize(("grace", "times"), [(0.2, 1), (60, 2)], ids=["after the grace", "at once"])
 async def test_the_rest_is_handed_back(
     redis_url: str, tmp_path: Path, kind: str, row: dict[str, Any], grace: float, times: int
 ) -> None:
-    """After the grace period, or at a second SIGTERM. It is nobody's failure: one attempt is enough."""
+    """After the grace period, or at a second signal (Ctrl-C means the same). It is nobody's failure: one
+    attempt is enough.
+    """
     async with Fleet(redis_url, tmp_path, GYM_QUEUE_SHUTDOWN_GRACE=grace) as fleet:
         await start(fleet, kind, "old")
         name = await fleet.worker("old")
         run = await fleet.submit([row] * 2, limits={"max_attempts": 1})
         await fleet.in_flight("old", 2)
         for _ in range(times):
-            fleet.signal("old", signal.SIGTERM)
+            fleet.signal("old", signal.SIGTERM if times == 1 else AT_ONCE[kind])
             await fleet.stopped_pulling("old")
         assert await fleet.exit_status("old", 20) == 0
         assert await fleet.ledger.owned(name, None, 100) == []
@@ -73,7 +80,11 @@ async def test_the_rest_is_handed_back(
 
 
 @KINDS
-async def test_a_worker_ends_while_redis_is_away(tmp_path: Path, kind: str, row: dict[str, Any]) -> None:
+@pytest.mark.parametrize("noticed", [False, True], ids=["just now", "noticed"])
+async def test_a_worker_ends_while_redis_is_away(
+    tmp_path: Path, kind: str, row: dict[str, Any], *, noticed: bool
+) -> None:
+    """Whether it is told so while it waits for the broker, or learns at its end that there is none."""
     with RedisServer(tmp_path / "redis") as server:
         async with Fleet(server.url, tmp_path, GYM_QUEUE_SHUTDOWN_GRACE=0.2) as fleet:
             await start(fleet, kind, "old")
@@ -82,20 +93,51 @@ async def test_a_worker_ends_while_redis_is_away(tmp_path: Path, kind: str, row:
             assert server.process is not None
             server.process.kill()
             server.process.wait()
+            if noticed:
+                await async_wait_until(lambda: fleet.log("old", containing="the broker cannot be used"), 20)
             fleet.signal("old", signal.SIGTERM)
             assert await fleet.exit_status("old", 20) == 0
+            assert fleet.log("old", containing="Traceback") == []
 
 
-async def test_a_rollout_that_blocks_its_worker_cannot_keep_it(redis_url: str, tmp_path: Path) -> None:
-    """Plain code holds the event loop: it cannot be cancelled, but its rollout is handed back."""
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+async def test_a_worker_ends_that_never_reached_its_broker(tmp_path: Path, kind: str) -> None:
+    async with Fleet(f"unix://{tmp_path}/redis.sock?db=0", tmp_path) as fleet:
+        fleet.launch("old", f"workers.{kind}", "worker", "-n", "old@%h")
+        await async_wait_until(
+            lambda: fleet.log("old", containing="the broker cannot be used"), 60, what="it to wait"
+        )
+        fleet.signal("old", signal.SIGTERM)
+        assert await fleet.exit_status("old", 20) == 0
+        assert fleet.log("old", containing="Traceback") == []
+
+
+async def test_a_signal_at_the_very_end_changes_nothing(redis_url: str, tmp_path: Path) -> None:
+    """Python gives up its signal handlers before it clears its modules, which takes a moment."""
+    async with Fleet(redis_url, tmp_path) as fleet:
+        await fleet.start("gpu")
+        await fleet.collect(await fleet.submit([{"told late": [signal.SIGTERM, signal.SIGINT]}]))
+        fleet.signal("gpu", signal.SIGTERM)
+        assert await fleet.exit_status("gpu", 20) == 0
+        assert (tmp_path / "told").read_text() == "late"
+
+
+@pytest.mark.parametrize("row", [{"block": True}, {"thread": True}], ids=["event loop", "exit"])
+async def test_a_rollout_that_blocks_its_worker_cannot_keep_it(
+    redis_url: str, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    """Plain code holds the event loop, or a thread that Python waits for at its exit: it cannot be cancelled,
+    but its rollout is handed back.
+    """
     async with Fleet(redis_url, tmp_path, GYM_QUEUE_SHUTDOWN_GRACE=0.2) as fleet:
         await fleet.start("gpu1")
         name = await fleet.worker("gpu1")
-        run = await fleet.submit([{"block": True}])
+        await fleet.submit([row])
         await fleet.in_flight("gpu1", 1)
         fleet.signal("gpu1", signal.SIGTERM)
         assert await fleet.exit_status("gpu1", 25) == 0
         assert await fleet.ledger.owned(name, None, 100) == []
-        fleet.gate.touch()
-        await fleet.start("gpu2")
-        await fleet.collect(run)
+        assert await fleet.broker.depth(Stage.GENERATE) >= 1
+        status = await fleet.ledger.run("run")
+        assert status is not None
+        assert status.queued == 1

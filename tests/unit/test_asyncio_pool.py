@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from kombu.asynchronous import Hub
 
 from gym_queue.celery_app import make_app
 from gym_queue.settings import Settings
@@ -19,6 +21,8 @@ def pool() -> Iterator[AsyncioPool]:
     pool = AsyncioPool(limit=4, app=make_app("test", Settings()))
     yield pool
     pool.loop.close()
+    pool._bell.close()
+    pool._ear.close()
 
 
 def test_a_task_that_ends_during_a_report_is_in_the_next_one(pool: AsyncioPool) -> None:
@@ -30,3 +34,33 @@ def test_a_task_that_ends_during_a_report_is_in_the_next_one(pool: AsyncioPool) 
     seen_by_the_loop_thread.append(lambda: reported.append("second"))
     pool._report()
     assert reported == ["first", "second"]
+
+
+async def test_what_the_end_of_a_task_brings_about_waits_for_nothing_else(pool: AsyncioPool) -> None:
+    """Celery acknowledges with the hub's ``call_soon``, and asks for the next message after that."""
+    hub, acknowledged, idle = Hub(), list[str](), list[Any]()
+    pool.register_with_event_loop(hub)
+    poll = hub.poller.poll
+
+    def watched(timeout: float) -> Any:
+        events = poll(0)
+        if not events and not acknowledged:
+            idle.append(timeout)
+        return events
+
+    hub.poller.poll = watched
+
+    class Task:
+        name = "nothing"
+
+        async def run(self) -> None:
+            pass
+
+    await pool._execute(
+        Task(), (), {}, partial(pool._ended, lambda _: hub.call_soon(acknowledged.append, "one"), 1, 0)
+    )
+    hub.run_once()
+    hub.run_once()
+    assert acknowledged == ["one"]
+    assert idle == [], "it would have waited for so many seconds"
+    hub.close()

@@ -111,6 +111,20 @@ async def test_a_worker_is_buried_as_it_dies() -> None:
     gravedigger.cancel()
 
 
+async def test_a_worker_that_died_before_its_first_heartbeat_is_known_by_its_name() -> None:
+    ledger, publisher = MemoryLedger(), FakePublisher()
+    await at_work(ledger, {"other": ("elsewhere", DEAD)})
+    young = f"gpu-node-{DEAD}-a1b2c3"
+    [ticket] = await ledger.accept("r", 1, 2, [group(1)])
+    assert await ledger.claim(ticket, young, 600.0)
+    deaths: asyncio.Queue[Death] = asyncio.Queue()
+    gravedigger = asyncio.create_task(bury_as_they_die(deaths, ledger, publisher))
+    deaths.put_nowait(Death(DEAD, "was killed by SIGKILL"))
+    await async_wait_until(lambda: buried(ledger, young), what="the burial")
+    assert await owners(ledger) == {"other"}
+    gravedigger.cancel()
+
+
 async def test_a_rollout_that_was_alone_each_time_fails_with_the_last_words() -> None:
     ledger, publisher = MemoryLedger(), FakePublisher()
     await at_work(ledger, {"dead": (HERE, DEAD)})

@@ -274,3 +274,12 @@ def test_metrics_that_cannot_be_written_leave_the_file_that_was_there(tmp_path: 
     with pytest.raises(StorageError, match=r"out\.metrics\.json cannot be written: Is a directory"):
         write_metrics(path, measured(some_run(0)), {})
     assert path.read_text() == before
+
+
+def test_what_the_infrastructure_failed_did_not_end_on_its_own() -> None:
+    metrics = Metrics(1)
+    metrics.add(ended(0, 0).summary)
+    metrics.add(ended(1, 0, state="failed", failure_class=FailureClass.INFRASTRUCTURE).summary)
+    metrics.add(ended(2, 0, state="failed", failure_class=FailureClass.TIMEOUT).summary)
+    metrics.add(ended(3, 0, state="cancelled").summary)
+    assert metrics.ended_on_its_own() == 3

@@ -203,6 +203,17 @@ def test_a_ledger_is_known_by_its_redis(one: str, other: str, same: bool, tmp_pa
     assert "secret" not in (tmp_path / f"run-{RUN}" / "about.json").read_text()
 
 
+def test_a_redis_of_another_machine_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(payload_url=str(tmp_path), redis_url="redis://localhost:6379/0")
+    mine = make_payloads(settings)
+    monkeypatch.setattr("platform.node", lambda: "another-machine")
+    theirs = make_payloads(settings)
+    assert mine
+    assert theirs
+    mine.open(RUN)
+    assert (mine.opened_before(0.0), theirs.opened_before(0.0)) == ([RUN], [])
+
+
 def test_a_folder_needs_no_fsspec(tmp_path: Path) -> None:
     """Importing fsspec takes a tenth of a second and 17 MB."""
     script = f"""

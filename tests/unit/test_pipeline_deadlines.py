@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gym_queue.ledger.memory import MemoryLedger
+from gym_queue.lifecycle import RolloutState
 from gym_queue.maintenance.disown import disown
 from gym_queue.pipeline import attempt_of
 from gym_queue.records import Limits, RunState, Stage
@@ -16,6 +17,7 @@ from gym_queue.stages import longest
 from gym_queue.testing import async_wait_until
 from tests.unit.road import RUN, Engine, Gate, Road, World, failing_engine, group
 from tests.unit.silent_fleet import Clock
+from tests.unit.standstill import stand_still
 
 if TYPE_CHECKING:
     from gym_queue.environments.base import Observation
@@ -52,11 +54,12 @@ async def test_g7_a_rollout_that_had_its_time_ends_as_timeout_whatever_its_stage
     assert row["error"] == "the rollout was not done 0.05 s (rollout_timeout) after it was accepted"
 
 
-async def test_g7_the_time_of_earlier_attempts_counts() -> None:
+@pytest.mark.parametrize("seconds", [50.0, 5000.0])
+async def test_g7_the_time_of_earlier_attempts_counts(seconds: float) -> None:
     clock = Clock()
     road = Road(ledger=MemoryLedger(clock), engine=Engine(Gate()))
     (ticket,) = await road.submit(group(0, [0]), limits=Limits(rollout_timeout=50.0))
-    clock.pass_(50.0)
+    clock.pass_(seconds)
     await road.pipeline.generate(ticket)
     (row,) = await road.rows()
     assert row["class"] == "timeout"
@@ -167,6 +170,31 @@ async def test_a_hung_environment_ends_as_timeout() -> None:
     row = await one_row(Road(Hung()), Limits(tool_timeout=0.01))
     assert (row["class"], row["stage"]) == ("timeout", "generate")
     assert "tool_timeout" in row["error"]
+
+
+async def test_a_worker_that_stood_still_blames_no_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for its engine, nor for its environment, nor for its verifier: each is tried again."""
+
+    async def freeze() -> None:
+        stand_still(monkeypatch, 1000.0)
+        await Gate()()
+
+    class Frozen(World):
+        async def reset(  # type: ignore[override]
+            self, example: Example, session: dict[str, Any]
+        ) -> Observation:
+            await freeze()
+            return super().reset(example, session)
+
+    limits = Limits(generate_timeout=500.0, tool_timeout=10.0, verify_timeout=10.0, retry_base_delay=0.0)
+    for world, engine in ((World(), Engine(freeze)), (Frozen(), Engine()), (World(verify=freeze), Engine())):
+        road = Road(world, engine=engine)
+        (ticket,) = await road.submit(group(0, [0]), limits=limits)
+        await road.pipeline.generate(ticket)
+        found = await road.ledger.whereabouts(RUN, 0, 0)
+        assert found is not None
+        assert found.state is RolloutState.QUEUED
+        assert "the worker stood still for" in found.reason
 
 
 async def test_what_runs_is_known_from_before_its_claim_until_after_its_commit() -> None:

@@ -66,7 +66,7 @@ async def done(fleet: Fleet) -> set[str]:
 @pytest.mark.guarantee("G3", "G4", "G7")
 async def test_all_duties_are_done() -> None:
     fleet = await all_needed()
-    await sweep(fleet.ledger, Post(fleet), SETTINGS)
+    await sweep(fleet.ledger, Post(fleet), SETTINGS, None)
     assert await done(fleet) == set(DUTIES)
 
 
@@ -82,12 +82,12 @@ async def test_one_that_fails_stops_no_other(
 
     with monkeypatch.context() as patch:
         patch.setattr(fleet.ledger, DUTIES[broken], fail)
-        await sweep(fleet.ledger, Post(fleet), SETTINGS)
+        await sweep(fleet.ledger, Post(fleet), SETTINGS, None)
     assert broken in caplog.text
     assert str(error) in caplog.text
     missed = {broken} | ({"cancel"} if broken == "expire" else set())  # these two ask the same
     assert await done(fleet) == set(DUTIES) - missed
-    await sweep(fleet.ledger, Post(fleet), SETTINGS)
+    await sweep(fleet.ledger, Post(fleet), SETTINGS, None)
     assert await done(fleet) == set(DUTIES)
 
 
@@ -101,6 +101,6 @@ async def test_what_stops_several_duties_is_said_once(
 
     for name in ("leases", "runs", "promote_due"):
         monkeypatch.setattr(fleet.ledger, name, away)
-    await sweep(fleet.ledger, Post(fleet), SETTINGS)
+    await sweep(fleet.ledger, Post(fleet), SETTINGS, None)
     assert caplog.text.count("Redis is away") == 1
     assert "reap, expire, cancel, audit" in caplog.text
