@@ -45,6 +45,7 @@ def test_a_full_disk_while_ordering_keeps_the_unordered_file(
     assert not list(out.parent.glob("*.tmp"))
 
 
+@pytest.mark.guarantee("G1")
 @pytest.mark.parametrize("failing", ["write", "fdatasync"])
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_batch_that_cannot_be_stored_leaves_no_trace(
