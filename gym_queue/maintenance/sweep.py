@@ -25,9 +25,7 @@ class SweepBroker(Broker, Publisher, Protocol):
     """What the sweep asks the broker."""
 
 
-async def sweep(
-    ledger: Ledger, broker: SweepBroker, settings: Settings, payloads: Payloads | None
-) -> None:
+async def sweep(ledger: Ledger, broker: SweepBroker, settings: Settings, payloads: Payloads | None) -> None:
     """Look for dead workers, rollouts that are too old or unwanted, due retries, lost tickets and what
     forgotten runs left behind.
 

@@ -10,10 +10,8 @@ import redis
 from gym_queue.assembly import make_ledger
 from gym_queue.embedded.redis import RedisServer
 from gym_queue.environments.base import Observation
-from gym_queue.ledger.redis import RedisLedger
 from gym_queue.settings import Settings
 from tests.unit.road import RUN, Road, World, group
-from tests.unit.small_stack import Output, Stack, everything, hurry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,26 +61,3 @@ async def test_g5_large_trajectories_travel_by_reference(tmp_path: Path) -> None
     rows, by_reference = await peak(tmp_path / "by reference", payload_url=str(tmp_path / "payloads"))
     assert rows > ROLLOUTS * SIZE
     assert by_reference < rows / 10
-
-
-async def peak_of_a_run(folder: Path, examples: int) -> int:
-    """Collect a run through a window of 32. Return the bytes of Redis that it took at most."""
-    with RedisServer(folder) as server, redis.Redis.from_url(server.url) as client:
-        ledger = RedisLedger(server.url)
-        stack, output = Stack(ledger=ledger, world=Talkative(20_000)), Output(folder)
-        before: Any = client.info("memory")
-        async with stack.up(), output.coordinator(stack, examples, window=32) as coordinator:
-            await coordinator.run()
-        after: Any = client.info("memory")
-        await ledger.close()
-    assert output.places() == everything(examples)
-    return int(after["used_memory_peak"] - before["used_memory"])
-
-
-@pytest.mark.guarantee("G5")
-async def test_g5_a_longer_run_takes_no_more_of_redis(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hurry(monkeypatch)
-    short = await peak_of_a_run(tmp_path / "short", 50)
-    assert await peak_of_a_run(tmp_path / "long", 500) < 1.3 * short
