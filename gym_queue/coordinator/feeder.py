@@ -102,7 +102,8 @@ class Feeder:
                 await self._feed(mine.cursor, room)
                 continue
             try:
-                await asyncio.wait_for(self.room_changed.wait(), _PATIENCE)
+                async with asyncio.timeout(_PATIENCE):
+                    await self.room_changed.wait()
             except TimeoutError:
                 continue
 

@@ -305,7 +305,8 @@ class EmbeddedStack:
         for process in celery:
             process.terminate()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_all_ended(celery), grace)
+            async with asyncio.timeout(grace):
+                await _all_ended(celery)
         for process in celery:
             kill_session(process)
         if self._redis is not None:

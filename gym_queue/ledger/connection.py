@@ -69,10 +69,12 @@ class Link:
 
     def __init__(self, url: str, patience: Patience) -> None:
         address = redis_address.parse(url)
-        # The edge repeats calls (``gym_queue.ledger.edge``): the driver must not do so underneath.
+        # The edge repeats calls and limits their time (``gym_queue.ledger.edge``): the driver must not do so
+        # underneath. With a ``socket_timeout`` it sends inside ``asyncio.wait_for``, which in Python 3.11
+        # loses a cancellation that comes as the bytes go out: loops that call Redis would never end.
         options: dict[str, Any] = {
             "socket_connect_timeout": patience.connect,
-            "socket_timeout": patience.answer,
+            "socket_timeout": None,
             "retry": Retry(NoBackoff(), 0),
         }
         self._sentinel: Sentinel | None = None

@@ -100,8 +100,7 @@ class Edge:
         give_up, pause, failures = math.inf, _FIRST_PAUSE, 0
         while True:
             try:
-                async with self._slots:
-                    answer = await do()
+                answer = await self._answer(do)
             except RedisError as error:
                 if not passes(error):
                     raise self.refusal(name, error) from error
@@ -122,6 +121,15 @@ class Edge:
             else:
                 self.taken(name)
                 return answer
+
+    async def _answer(self, do: Callable[[], Awaitable[_Result]]) -> _Result:
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self.patience.answer):
+                    return await do()
+            except TimeoutError as expiry:
+                msg = f"no answer within {self.patience.answer:g} s"
+                raise RedisTimeoutError(msg) from expiry
 
     def refusal(self, name: str, error: RedisError) -> LedgerError:
         """Return our error for a call that Redis answered with an error of its own."""
