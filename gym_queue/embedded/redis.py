@@ -41,6 +41,7 @@ _SETTINGS = {
     "appendonly": "yes",
     "appendfsync": "everysec",
     "aof-load-truncated": "yes",
+    "auto-aof-rewrite-min-size": "16mb",  # our data are small and short-lived: a restart need not read more
     "save": "",
     "maxmemory-policy": "noeviction",
     "daemonize": "no",
