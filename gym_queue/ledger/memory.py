@@ -317,7 +317,8 @@ class MemoryLedger:
         if wait > 0 and not newer():
             async with self._changed:
                 try:
-                    await asyncio.wait_for(self._changed.wait_for(newer), wait)
+                    async with asyncio.timeout(wait):
+                        await self._changed.wait_for(newer)
                 except TimeoutError:
                     return []
         return newer()

@@ -123,6 +123,16 @@ async def test_g9_an_interrupted_run_is_continued_by_the_next_coordinator(tmp_pa
     assert sorted(ledger.accepted) == everything(20)
 
 
+async def test_a_run_whose_last_batch_is_full_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The feeder is told of room and stopped in the same moment."""
+    monkeypatch.setattr("gym_queue.coordinator.aggregator._LARGEST_BATCH", 1)
+    monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 60.0)
+    stack, output = Stack(), Output(tmp_path)
+    async with stack.up(), output.coordinator(stack, 5) as coordinator:
+        await asyncio.wait_for(coordinator.run(), 20)
+    assert output.places() == everything(5)
+
+
 async def is_paused(ledger: WatchedLedger) -> bool:
     return (await ledger.status()).state is RunState.PAUSED
 
