@@ -123,14 +123,22 @@ async def test_g9_an_interrupted_run_is_continued_by_the_next_coordinator(tmp_pa
     assert sorted(ledger.accepted) == everything(20)
 
 
-async def test_a_run_whose_last_batch_is_full_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The feeder is told of room and stopped in the same moment."""
-    monkeypatch.setattr("gym_queue.coordinator.aggregator._LARGEST_BATCH", 1)
+async def test_a_feeder_that_is_stopped_as_it_is_told_of_room_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the end of a run would wait for it, for ever."""
     monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 60.0)
-    stack, output = Stack(), Output(tmp_path)
-    async with stack.up(), output.coordinator(stack, 5) as coordinator:
-        await asyncio.wait_for(coordinator.run(), 20)
-    assert output.places() == everything(5)
+    async with Output(tmp_path).coordinator(Stack(), 0) as coordinator:
+        feeder = coordinator._feeder
+        for moment in range(10):
+            task = asyncio.create_task(feeder.run())
+            await settle()
+            feeder.room_changed.set()
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=5)
+            assert task.cancelled(), moment
 
 
 async def is_paused(ledger: WatchedLedger) -> bool:
