@@ -315,11 +315,11 @@ class MemoryLedger:
             return [event for position, event in run.results.items() if position > first][:limit]
 
         if wait > 0 and not newer():
-            async with self._changed:
-                try:
-                    await asyncio.wait_for(self._changed.wait_for(newer), wait)
-                except TimeoutError:
-                    return []
+            try:
+                async with asyncio.timeout(wait), self._changed:
+                    await self._changed.wait_for(newer)
+            except TimeoutError:
+                return []
         return newer()
 
     async def acknowledge(self, run_id: str, position: str) -> int:

@@ -14,7 +14,7 @@ from gym_queue.ledger.connection import Patience
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.records import Stage
 from tests.contract.ledgers import lasting_keys
-from tests.contract.test_ledger import RUN, claimed, ended, submit, summary
+from tests.contract.test_ledger import RUN, claimed, ended, group, spec, submit, summary
 
 
 def cancelled(index: int, sample: int) -> Ended:
@@ -103,6 +103,26 @@ async def test_a_trajectory_goes_when_its_rollout_ends(redis_url: str) -> None:
     await ledger.close()
 
 
+@pytest.mark.guarantee("G5")
+async def test_g5_what_is_archived_leaves_nothing_in_redis(redis_url: str) -> None:
+    """However long a run is, Redis holds what is open of it."""
+    ledger = RedisLedger(redis_url)
+    await ledger.open_run(spec(), "key-1")
+    held = []
+    for index in range(50):
+        (ticket,) = await ledger.accept(RUN, index, index + 1, [group(index)])
+        one, other = await claimed(ledger, ticket)
+        verify = await ledger.commit(one, Generated(payload=b"trajectory" * 100))
+        for fence in (other, *await claimed(ledger, verify.ticket)):
+            await ledger.commit(fence, ended(fence))
+        events = await ledger.events(RUN, "", 10, 0)
+        assert await ledger.acknowledge(RUN, events[-1].position) == 2
+        keys = await lasting_keys(ledger)
+        held.append(sum([await ledger._client.memory_usage(key, samples=0) for key in keys]))
+    assert max(held) < 1.1 * held[0]
+    await ledger.close()
+
+
 async def test_calls_made_together_share_round_trips(redis_url: str) -> None:
     ledger = RedisLedger(redis_url)
     await submit(ledger, groups=50)
@@ -169,4 +189,23 @@ async def test_many_groups_are_read_in_few_round_trips(redis_url: str) -> None:
     assert len(await ledger.owned("a", None, 1000)) == 600
     after = (await ledger._client.info("stats"))["total_reads_processed"]
     assert after - before < 60  # a pipeline may arrive in parts
+    await ledger.close()
+
+
+async def test_who_is_cancelled_in_a_call_is_cancelled(redis_url: str) -> None:
+    """At any moment of it. Python 3.11 forgets a cancellation that comes as the driver has sent its command."""
+
+    async def ask() -> None:
+        await ledger.run(RUN)
+        await asyncio.Event().wait()
+
+    ledger = RedisLedger(redis_url)
+    await ledger.run(RUN)
+    for moment in range(40):
+        task = asyncio.create_task(ask())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=5)
+        assert task.cancelled(), moment
     await ledger.close()

@@ -123,6 +123,24 @@ async def test_g9_an_interrupted_run_is_continued_by_the_next_coordinator(tmp_pa
     assert sorted(ledger.accepted) == everything(20)
 
 
+async def test_a_feeder_that_is_stopped_as_it_is_told_of_room_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the end of a run would wait for it, for ever."""
+    monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 60.0)
+    async with Output(tmp_path).coordinator(Stack(), 0) as coordinator:
+        feeder = coordinator._feeder
+        for moment in range(10):
+            task = asyncio.create_task(feeder.run())
+            await settle()
+            feeder.room_changed.set()
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=5)
+            assert task.cancelled(), moment
+
+
 async def is_paused(ledger: WatchedLedger) -> bool:
     return (await ledger.status()).state is RunState.PAUSED
 
