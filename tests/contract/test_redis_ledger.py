@@ -193,7 +193,7 @@ async def test_many_groups_are_read_in_few_round_trips(redis_url: str) -> None:
 
 
 async def test_who_is_cancelled_in_a_call_is_cancelled(redis_url: str) -> None:
-    """At any moment of it. Python 3.11 forgets a cancellation that comes as the driver has sent its command."""
+    """At any moment of it. Python 3.11 forgets a cancellation that comes as the driver sends its command."""
 
     async def ask() -> None:
         await ledger.run(RUN)
