@@ -9,20 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gym_queue.ledger.base import Ended
-from gym_queue.records import (
-    ROW_FIELDS,
-    Example,
-    FailedRow,
-    Record,
-    RolloutRow,
-    RunSpec,
-    SucceededRow,
-    Summary,
-    Timings,
-    Trajectory,
-    Usage,
-    rollout_id,
-)
+from gym_queue.output import ROW_FIELDS, FailedRow, RolloutRow, SucceededRow
+from gym_queue.records import Example, Record, RunSpec, Summary, Timings, Trajectory, Usage, rollout_id
 
 if TYPE_CHECKING:
     from gym_queue.records import Failure, Verdict

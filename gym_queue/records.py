@@ -101,10 +101,50 @@ class Example(Record):
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
+class GroupPolicy(Record):
+    """When a group is done, and which groups count.
+
+    ``usable``: as soon as so many samples of a group have succeeded, the others are cancelled and the group
+    is complete with those. ``None``: it is complete if all its samples succeed.
+    ``drop_uniform``: a group whose rewards are all equal has no advantage to learn from (GRPO): it is
+    dropped.
+    ``wanted``: complete groups that the run delivers; each that is dropped or falls short is replaced by one
+    fresh example. ``None``: every example gets its group, and nothing is replaced.
+    ``oversample``: groups begun beyond those that are wanted, so that a slow one delays nobody.
+    """
+
+    usable: int | None = Field(default=None, ge=1)
+    drop_uniform: bool = False
+    wanted: int | None = Field(default=None, ge=1)
+    oversample: int = Field(default=0, ge=0)
+
+
+class Freshness(Record):
+    """How old the weights that sampled a rollout may be, in versions of the model.
+
+    At most ``(version - first version + max_staleness + 1) * groups_per_version`` groups are begun, so that
+    none is begun that would be too old when its turn comes (the rule of AReaL: Fu et al. 2025, "AReaL: A
+    Large-Scale Asynchronous Reinforcement Learning System for Language Reasoning", arXiv:2505.24298). What is
+    too old all the same when it ends is failed as ``stale``.
+    """
+
+    max_staleness: int = Field(ge=0)
+    groups_per_version: int = Field(ge=1)
+
+
+class Weights(Record):
+    """A version of a model's weights. ``uri`` says where they lie; empty: the engine has them already."""
+
+    model: str
+    version: int = Field(ge=0)
+    uri: str = ""
+
+
 class RunSpec(Record):
     """One submission: examples x samples, one model, one set of limits. Written once, never changed.
 
-    ``output`` says where the rows go (``HOST:PATH``), for people and for the commands that read them.
+    Runs of equal ``priority`` share the fleet by their ``weight``. ``output`` says where the rows go
+    (``HOST:PATH``), for people and for the commands that read them.
     """
 
     version: int = SCHEMA_VERSION
@@ -114,6 +154,9 @@ class RunSpec(Record):
     sampling: Sampling = Sampling()
     limits: Limits = Limits()
     priority: int = 0
+    weight: float = Field(default=1.0, gt=0)
+    groups: GroupPolicy = GroupPolicy()
+    freshness: Freshness | None = None
     input_fingerprint: str = ""
     output: str = ""
 
@@ -284,62 +327,6 @@ class Timings(Record):
     generate: float | None = None
     verify_queued: float | None = None
     verify: float | None = None
-
-
-class RolloutRow(BaseModel):
-    """One line of ``OUT.jsonl`` (succeeded) or ``OUT.failures.jsonl`` (failed, cancelled: no ``reward``)."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="null")
-
-    version: int = SCHEMA_VERSION
-    run_id: str
-    rollout_id: str
-    example_id: str
-    example_index: int
-    sample_index: int
-    attempt: int
-    environment: str
-    model: str
-    state: Literal["succeeded", "failed", "cancelled"]
-    messages: tuple[Message, ...]
-    trajectory: Tokens | None
-    finish_reason: str | None
-    usage: Usage
-    turns: int = 0
-    timings: Timings
-
-
-class SucceededRow(RolloutRow):
-    """One line of ``OUT.jsonl``. ``reward`` is ``None`` only where nothing was asked."""
-
-    state: Literal["succeeded"] = "succeeded"
-    reward: float | None
-    metrics: dict[str, float] = Field(default_factory=dict)
-
-
-class FailedRow(RolloutRow):
-    """One line of ``OUT.failures.jsonl``; in JSON ``failure_class`` is called ``class``.
-
-    Class, stage and error are ``None`` where the rollout was cancelled.
-    """
-
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
-
-    state: Literal["failed", "cancelled"]
-    failure_class: FailureClass | None = Field(alias="class")
-    stage: Stage | None
-    error: str | None
-
-
-ROW_FIELDS = frozenset(
-    name
-    for row in (SucceededRow, FailedRow)
-    for key, field in row.model_fields.items()
-    for name in (key, field.alias or key)
-)
-"""Names that rows of both output files keep for themselves: an input field called so becomes
-``input_<name>``.
-"""
 
 
 class Summary(Record):

@@ -38,6 +38,23 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0", description="Redis that carries ledger and queues."
     )
+    head_server_url: str = Field(
+        default="",
+        validation_alias=_plain("HEAD_SERVER_URL"),
+        description="Head that commands and clients talk to, as http://head:11000; empty: none.",
+    )
+    auth_token: str = Field(
+        default="", description="Bearer token that the head asks for, and that clients send.", repr=False
+    )
+    runs_dir: str = Field(
+        default="runs/head", description="Folder where the heads keep runs; the same for all of them."
+    )
+    num_expected_workers: int = Field(
+        default=1,
+        ge=0,
+        validation_alias=_plain("NUM_EXPECTED_WORKERS"),
+        description="Workers that generate for which the head waits before it starts a run.",
+    )
     log_level: str = Field(
         default="INFO", validation_alias=_plain("LOG_LEVEL"), description="Level of every process's log."
     )

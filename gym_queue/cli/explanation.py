@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 from gym_queue.cli.wording import count, cut, duration
 from gym_queue.ledger.base import Lease, Whereabouts
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE
-from gym_queue.records import FailedRow, Record, RolloutRow, RunState, RunStatus, Stage, SucceededRow
+from gym_queue.output import FailedRow, RolloutRow, SucceededRow
+from gym_queue.records import Record, RunState, RunStatus, Stage
 
 if TYPE_CHECKING:
     from gym_queue.settings import Settings

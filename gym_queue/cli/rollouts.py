@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from gym_queue.cli.lookup import Place, Subject
     from gym_queue.ledger.base import Ledger
-    from gym_queue.records import RolloutRow, RunStatus
+    from gym_queue.output import RolloutRow
+    from gym_queue.records import RunStatus
     from gym_queue.settings import Settings
 
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gym_queue.cli.wording import cut
 from gym_queue.errors import UsageError
-from gym_queue.records import FailedRow, FailureClass, SucceededRow, rollout_id
+from gym_queue.output import FailedRow, SucceededRow
+from gym_queue.records import FailureClass, rollout_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from gym_queue.cli.lookup import Place
     from gym_queue.coordinator.archive import OutputPaths
     from gym_queue.ledger.base import Event, Ledger
-    from gym_queue.records import RolloutRow
+    from gym_queue.output import RolloutRow
 
 _BATCH = 1000
 _Row = TypeVar("_Row", bound=BaseModel)

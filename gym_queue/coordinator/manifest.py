@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from gym_queue.durable import replacement, storage_errors
 from gym_queue.errors import UsageError
-from gym_queue.records import Record, RunSpec
+from gym_queue.records import Freshness, Record, RunSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,8 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
 def _settings(manifest: Manifest) -> dict[str, Any]:
     """Return what identifies a run, flat: what ``RunSpec.identity`` covers."""
     spec = manifest.spec.model_dump(mode="json", exclude={"run_id", "output"})
-    nested = {**spec.pop("sampling"), **spec.pop("limits")}
+    freshness = dict.fromkeys(Freshness.model_fields) | (spec.pop("freshness") or {})
+    nested = {**spec.pop("sampling"), **spec.pop("limits"), **spec.pop("groups"), **freshness}
     return {**spec, **nested, "examples": manifest.examples}
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import Field
 from pydantic_core import from_json, to_json
 
-from gym_queue.records import Example, FailedRow, Record
+from gym_queue.output import FailedRow
+from gym_queue.records import Example, Record
 
 MARK = b"\0payload:"
 """What references begin with, and no JSON does."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gym_queue.errors import GymQueueError, PayloadLostError
 from gym_queue.ledger.base import Event
 from gym_queue.ledger.references import decode, name_if_cut, name_in
-from gym_queue.records import Example, FailedRow, FailureClass, rollout_id
+from gym_queue.output import FailedRow
+from gym_queue.records import Example, FailureClass, rollout_id
 
 if TYPE_CHECKING:
     from gym_queue.ledger.base import Claim, ClaimedSample, OpenRollout, OwnedAttempt

@@ -74,7 +74,8 @@ async def test_a_crashed_redis_comes_back_with_an_older_file(tmp_path: Path, ser
             server.process.kill()
             server.process.wait()
             log.write_bytes(older)
-            await asyncio.to_thread(command.says, "Redis does not answer")  # sooner back, it was no outage to it
+            # Sooner back, it would have been no outage to the command.
+            await asyncio.to_thread(command.says, "Redis does not answer")
             server.start()
             fleet.gate.touch()
             await finished(command)

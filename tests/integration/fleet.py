@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gym_queue import assembly
 from gym_queue.embedded.children import kill_session, last_words, spawn
-from gym_queue.records import Example, Group, Limits, RolloutRow, RunSpec
+from gym_queue.output import RolloutRow
+from gym_queue.records import Example, Group, Limits, RunSpec
 from gym_queue.settings import Settings
 from gym_queue.testing import async_wait_until
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gym_queue.records import FailedRow
+from gym_queue.output import FailedRow
 from tests.integration.fleet import Fleet
 
 if TYPE_CHECKING:

@@ -6,17 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from gym_queue.ledger.base import Event
-from gym_queue.records import (
-    FailedRow,
-    FailureClass,
-    RolloutRow,
-    Stage,
-    SucceededRow,
-    Summary,
-    Timings,
-    Usage,
-    rollout_id,
-)
+from gym_queue.output import FailedRow, RolloutRow, SucceededRow
+from gym_queue.records import FailureClass, Stage, Summary, Timings, Usage, rollout_id
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import pytest
 from gym_queue.coordinator.archive import Archive, is_being_written, paths
 from gym_queue.coordinator.rows import read_summary
 from gym_queue.errors import StorageError, UsageError
-from gym_queue.records import FailedRow, SucceededRow
+from gym_queue.output import FailedRow, SucceededRow
 from tests.unit.output_rows import ended, places
 
 if TYPE_CHECKING:

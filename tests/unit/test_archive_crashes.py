@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gym_queue.coordinator.archive import Archive, paths
 from gym_queue.errors import DiskFullError, StorageError
-from gym_queue.records import RolloutRow
+from gym_queue.output import RolloutRow
 from tests.unit.output_rows import State, ended, places
 
 ROOT = Path(__file__).parents[2]

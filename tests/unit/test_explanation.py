@@ -9,18 +9,8 @@ import pytest
 from gym_queue.cli.explanation import Pace, Scene, explain, explain_row, free_slots
 from gym_queue.ledger.base import Lease, Whereabouts
 from gym_queue.lifecycle import RolloutState
-from gym_queue.records import (
-    FailedRow,
-    FailureClass,
-    Limits,
-    RunSpec,
-    RunState,
-    RunStatus,
-    Stage,
-    SucceededRow,
-    Timings,
-    Usage,
-)
+from gym_queue.output import FailedRow, SucceededRow
+from gym_queue.records import FailureClass, Limits, RunSpec, RunState, RunStatus, Stage, Timings, Usage
 
 NOW = 1_000_000.0
 LIMITS = Limits(

@@ -7,7 +7,7 @@ import pytest
 from gym_queue.coordinator import manifest
 from gym_queue.coordinator.manifest import Manifest
 from gym_queue.errors import StorageError, UsageError
-from gym_queue.records import Limits, RunSpec, Sampling
+from gym_queue.records import Freshness, GroupPolicy, Limits, Record, RunSpec, Sampling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,21 +50,34 @@ def test_another_command_line_place_or_run_id_is_no_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", sorted(set(RunSpec.model_fields) - {"run_id", "output", "sampling", "limits"})
+    "field",
+    sorted(set(RunSpec.model_fields) - {"run_id", "output", "sampling", "limits", "groups", "freshness"}),
 )
 def test_every_setting_that_identifies_a_run_is_compared(field: str) -> None:
     value: Any = getattr(SPEC, field)
     assert len(manifest.differences(MANIFEST, changed(**{field: value + type(value)(1)}))) == 1
 
 
-@pytest.mark.parametrize("part", [Sampling(), Limits()])
-def test_every_nested_setting_is_compared(part: Sampling | Limits) -> None:
+FRESH = Freshness(max_staleness=1, groups_per_version=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("sampling", Sampling()), ("limits", Limits()), ("groups", GroupPolicy()), ("freshness", FRESH)],
+)
+def test_every_nested_setting_is_compared(name: str, part: Record) -> None:
+    before = changed(**{name: part})
     for field in type(part).model_fields:
         value = getattr(part, field)
-        other = part.model_copy(update={field: (value or 0) + 1})
-        assert len(manifest.differences(MANIFEST, changed(**{type(part).__name__.lower(): other}))) == 1, (
-            field
-        )
+        other = part.model_copy(update={field: not value if value is False else (value or 0) + 1})
+        assert len(manifest.differences(before, changed(**{name: other}))) == 1, field
+
+
+def test_a_run_may_begin_to_ask_for_fresh_weights() -> None:
+    assert manifest.differences(MANIFEST, changed(freshness=FRESH)) == [
+        "max_staleness was not set, now 1",
+        "groups_per_version was not set, now 8",
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"spec": {}}'])

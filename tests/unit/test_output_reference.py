@@ -18,16 +18,8 @@ from gym_queue.coordinator.metrics import (
     RunMetrics,
     TokenCounts,
 )
-from gym_queue.records import (
-    ROW_FIELDS,
-    FailedRow,
-    FailureClass,
-    RolloutRow,
-    SucceededRow,
-    Timings,
-    Tokens,
-    Usage,
-)
+from gym_queue.output import ROW_FIELDS, FailedRow, RolloutRow, SucceededRow
+from gym_queue.records import FailureClass, Timings, Tokens, Usage
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -21,7 +21,8 @@ from gym_queue.errors import (
 )
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.lifecycle import RolloutState
-from gym_queue.records import FailedRow, Limits, Stage, SucceededRow, Verdict
+from gym_queue.output import FailedRow, SucceededRow
+from gym_queue.records import Limits, Stage, Verdict
 from gym_queue.testing import state_of
 from tests.unit.road import RUN, Engine, Gate, RecordingPublisher, Road, World, failing_engine, group, raising
 
