@@ -280,9 +280,11 @@ class Ledger(Protocol):
         """
         ...
 
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """Return rollouts that have not ended, those of the examples accepted first in front, up to
-        ``limit``.
+        ``limit``. ``examples``: only of these, by index.
         """
         ...
 

@@ -258,7 +258,9 @@ class MemoryLedger:
         self._revoked |= {worker: told[limit:]} if told[limit:] else {}
         return told[:limit]
 
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``."""
         run = self._runs.get(run_id)
         now = self._clock()
@@ -274,6 +276,7 @@ class MemoryLedger:
                 since=sample.since,
             )
             for index, group in (sorted(run.groups.items()) if run else ())
+            if examples is None or index in examples
             for number, sample in sorted(group.samples.items())
             if sample.state not in TERMINAL
         ]
