@@ -17,7 +17,7 @@ from gym_queue.records import Example, RunSpec, RunState, RunStatus, Stage, Summ
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gym_queue.records import Fence, Ticket
+    from gym_queue.records import Fence, Ticket, Weights
 
 _COUNTERS = tuple(name for name in RunStatus.model_fields if name not in ("spec", "state", "opened_at"))
 
@@ -246,3 +246,9 @@ class RedisViews:
         if stale:
             await self._client.zrem(names.claims_key(worker), *stale)
         return found
+
+    @at_the_edge
+    async def weights(self, model: str) -> Weights | None:
+        """See ``Ledger.weights``."""
+        known = await self._client.hget(names.weights_key(), model)
+        return members.weights(model, known) if known else None
