@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gym_queue.coordinator.source import Source
     from gym_queue.ledger.base import Ledger
     from gym_queue.pipeline import Publisher
-    from gym_queue.records import RunSpec, RunStatus, Ticket
+    from gym_queue.records import RunSpec, Ticket
 
 _log = logging.getLogger(__name__)
 
