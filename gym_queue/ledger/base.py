@@ -162,12 +162,28 @@ class Event(Record):
     row: bytes
 
 
+SERVER = "server"
+"""The ``kind`` in the lease of a server (``gym_queue.fleet.registry``), which is no worker."""
+
+SILENT_AFTER = 2.5
+"""Heartbeats. A worker that has missed two is called silent; one may be late."""
+
+
 class Lease(Record):
-    """One worker as its last heartbeat described it. ``age`` is seconds since then."""
+    """One worker, or one server, as its last heartbeat described it. ``age`` is seconds since then."""
 
     worker: str
     age: float
     info: dict[str, str]
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this is a server and no worker. (A worker that has only claimed says nothing of itself.)"""
+        return self.info.get("kind") == SERVER
+
+    def is_silent(self, heartbeat_interval: float) -> bool:
+        """Tell whether it has missed more than one heartbeat."""
+        return self.age > SILENT_AFTER * heartbeat_interval
 
 
 def fence_of(ticket: Ticket, sample_index: int, worker: str) -> Fence:
@@ -322,7 +338,7 @@ class Ledger(Protocol):
         ...
 
     async def leases(self) -> list[Lease]:
-        """Return all workers that have a lease."""
+        """Return all workers and servers that have a lease."""
         ...
 
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:

@@ -1,0 +1,112 @@
+"""One look for many: whoever follows a run waits here, and one task looks at the files for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from gym_queue.coordinator import progress
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from gym_queue.coordinator.progress import Written
+
+INTERVAL = 0.025
+"""Seconds between two looks while somebody waits."""
+
+_Stamp = tuple[int, int, int]
+
+
+class Watch:
+    """A run that somebody waits for. ``newest`` is what its progress file said last."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.users = 0
+        self.newest: Written | None = None
+        self._run_dir = run_dir
+        self._stamp: _Stamp | None = None
+        self._news = asyncio.Event()
+
+    async def beyond(self, known: Written | None, seconds: float) -> None:
+        """Return when there is something newer than ``known``, or the time is over, or the head stops."""
+        if self.newest == known:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+
+    def look(self) -> Written | None:
+        """Return what is new, if anything. For a thread; raises ``StorageError``."""
+        stamp = _stamp_of(self._run_dir / progress.NAME)
+        if stamp == self._stamp and self.newest is not None:
+            return None
+        self._stamp = stamp
+        return progress.read(self._run_dir)
+
+    def tell(self, written: Written) -> None:
+        """Let all who wait know."""
+        self.newest = written
+        self.wake()
+
+    def wake(self) -> None:
+        """Let all who wait go on."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class Watchers:
+    """All runs that somebody waits for, in this process."""
+
+    def __init__(self) -> None:
+        self._watches: dict[Path, Watch] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.looks = 0
+
+    @asynccontextmanager
+    async def of(self, run_dir: Path) -> AsyncIterator[Watch]:
+        """Watch a run while the block lasts."""
+        watch = self._watches.setdefault(run_dir, Watch(run_dir))
+        watch.users += 1
+        try:
+            if watch.newest is None and (found := await asyncio.to_thread(watch.look)) is not None:
+                watch.tell(found)
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._look_after_all())
+            yield watch
+        finally:
+            watch.users -= 1
+            if not watch.users:
+                self._watches.pop(run_dir, None)
+                if not self._watches and self._task is not None:
+                    self._task.cancel()
+
+    def wake(self) -> None:
+        """Let everybody go on who waits: the head stops."""
+        for watch in self._watches.values():
+            watch.wake()
+
+    async def _look_after_all(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL)
+            watches = list(self._watches.values())
+            for watch, written in await asyncio.to_thread(_news_of, watches):
+                watch.tell(written)
+            self.looks += 1
+
+
+def _news_of(watches: Sequence[Watch]) -> list[tuple[Watch, Written]]:
+    found = ((watch, watch.look()) for watch in watches)
+    return [(watch, written) for watch, written in found if written is not None]
+
+
+def _stamp_of(path: Path) -> _Stamp | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError:  # who reads it finds out what is wrong
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
