@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from gym_queue.coordinator import progress
+from gym_queue.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -30,6 +30,13 @@ class Watch:
         self._run_dir = run_dir
         self._stamp: _Stamp | None = None
         self._news = asyncio.Event()
+        self._first = asyncio.Lock()
+
+    async def begin(self) -> None:
+        """Look for the first time, once for all who come at the same time. Raises ``StorageError``."""
+        async with self._first:
+            if self.newest is None and (found := await asyncio.to_thread(self.look)) is not None:
+                self.tell(found)
 
     async def beyond(self, known: Written | None, seconds: float) -> None:
         """Return when there is something newer than ``known``, or the time is over, or the head stops."""
@@ -43,13 +50,15 @@ class Watch:
         stamp = _stamp_of(self._run_dir / progress.NAME)
         if stamp == self._stamp and self.newest is not None:
             return None
+        written = progress.read(self._run_dir)
         self._stamp = stamp
-        return progress.read(self._run_dir)
+        return written
 
     def tell(self, written: Written) -> None:
         """Let all who wait know."""
-        self.newest = written
-        self.wake()
+        if written != self.newest:
+            self.newest = written
+            self.wake()
 
     def wake(self) -> None:
         """Let all who wait go on."""
@@ -58,22 +67,36 @@ class Watch:
 
 
 class Watchers:
-    """All runs that somebody waits for, in this process."""
+    """All runs that somebody waits for, in this process.
+
+    Attributes:
+        looks: rounds of looking so far. ``files``: files looked at. For tests.
+    """
 
     def __init__(self) -> None:
         self._watches: dict[Path, Watch] = {}
         self._task: asyncio.Task[None] | None = None
         self.looks = 0
+        self.files = 0
+
+    @property
+    def users(self) -> int:
+        """How many wait."""
+        return sum(watch.users for watch in self._watches.values())
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether files are looked at."""
+        return self._task is not None and not self._task.done()
 
     @asynccontextmanager
     async def of(self, run_dir: Path) -> AsyncIterator[Watch]:
-        """Watch a run while the block lasts."""
+        """Watch a run while the block lasts. Raises ``StorageError``: its progress cannot be read."""
         watch = self._watches.setdefault(run_dir, Watch(run_dir))
         watch.users += 1
         try:
-            if watch.newest is None and (found := await asyncio.to_thread(watch.look)) is not None:
-                watch.tell(found)
-            if self._task is None or self._task.done():
+            await watch.begin()
+            if not self.is_looking:
                 self._task = asyncio.create_task(self._look_after_all())
             yield watch
         finally:
@@ -82,6 +105,7 @@ class Watchers:
                 self._watches.pop(run_dir, None)
                 if not self._watches and self._task is not None:
                     self._task.cancel()
+                    self._task = None
 
     def wake(self) -> None:
         """Let everybody go on who waits: the head stops."""
@@ -95,18 +119,22 @@ class Watchers:
             for watch, written in await asyncio.to_thread(_news_of, watches):
                 watch.tell(written)
             self.looks += 1
+            self.files += len(watches)
 
 
 def _news_of(watches: Sequence[Watch]) -> list[tuple[Watch, Written]]:
-    found = ((watch, watch.look()) for watch in watches)
-    return [(watch, written) for watch, written in found if written is not None]
+    """Look at each. What cannot be read now is looked at again."""
+    found = []
+    for watch in watches:
+        with suppress(StorageError):
+            if (written := watch.look()) is not None:
+                found.append((watch, written))
+    return found
 
 
 def _stamp_of(path: Path) -> _Stamp | None:
     try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
+        status = path.stat()
     except OSError:  # who reads it finds out what is wrong
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
