@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from gym_queue.head import errors, feeds, fleet, health, models, nemo, rollouts, runs
+from gym_queue.head import errors, feeds, fleet, health, models, nemo, results, rollouts, runs
 from gym_queue.head.auth import Auth
 from gym_queue.head.errors import Guard
 from gym_queue.head.limits import BodyLimit, RateLimit
@@ -58,7 +58,7 @@ def create_app(settings: Settings, open_services: Opener = opened) -> FastAPI:
         openapi_tags=[{"name": name, "description": text} for name, text in _TAGS],
         swagger_ui_oauth2_redirect_url=None,
     )
-    for part in (runs, feeds, rollouts, fleet, models, nemo, health):
+    for part in (runs, results, feeds, rollouts, fleet, models, nemo, health):
         app.include_router(part.router)
     errors.install(app)
     # The last one added is the first to see a request.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from gym_queue.cli.answer import answer
 from gym_queue.cli.lookup import Files, Subject, files_of, place_of
 from gym_queue.errors import ConflictError, StorageError, UsageError
 from gym_queue.head.errors import responses
-from gym_queue.head.services import OUTPUT, HeadServices, Services
+from gym_queue.head.services import HeadServices, Services
 from gym_queue.maintenance.cancel import cancel_rollout
 from gym_queue.records import Record
 
@@ -82,16 +81,16 @@ async def _subject(services: HeadServices, view: RunView) -> Subject:
         settings=services.settings,
         ledger=services.ledger,
         status=await services.ledger.run(view.run_id),
-        files=await asyncio.to_thread(_files, services.folder(view.run_id), view.examples),
+        files=await services.read(_files, services.output(view.run_id), view.examples),
         headed=True,
         waiting_for=view.waiting_for,
     )
 
 
-def _files(folder: File, examples: int) -> Files | None:
+def _files(out: File, examples: int) -> Files | None:
     """Return the run's files; its manifest does not know how many examples came later."""
     try:
-        found = files_of(folder / OUTPUT)
+        found = files_of(out)
     except (UsageError, StorageError):
         return None
     return found._replace(manifest=found.manifest.model_copy(update={"examples": examples}))

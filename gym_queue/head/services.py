@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path as Folder
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path as File
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Path
 from starlette.requests import Request
@@ -16,11 +17,15 @@ from gym_queue.head.tally import Tallies
 from gym_queue.head.watching import Watchers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from gym_queue.coordinator.runs import Runs
     from gym_queue.ledger.base import Ledger
     from gym_queue.settings import Settings
+
+_Result = TypeVar("_Result")
+
+_READERS = 8
 
 
 @dataclass
@@ -29,6 +34,7 @@ class HeadServices:
 
     Attributes:
         ledger: one that does not wait for a Redis that is away: a client hears of it, and comes again.
+        readers: threads for reading feeds, which must not wait for those who search whole files.
         stopping: set when the head begins to stop; feeds end then.
     """
 
@@ -36,17 +42,25 @@ class HeadServices:
     ledger: Ledger
     runs: Runs
     registry: Registry
-    watchers: Watchers = field(default_factory=Watchers)
+    readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_READERS, "feeds"))
+    tallies: Tallies = field(default_factory=Tallies)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.watchers = Watchers(self.readers)
 
     def stop(self) -> None:
         """Begin to stop: whoever waits for news goes on."""
         self.stopping.set()
         self.watchers.wake()
 
-    def folder(self, run_id: str) -> Folder:
-        """Return where a run's files are."""
-        return Folder(self.settings.runs_dir) / run_id
+    async def read(self, do: Callable[..., _Result], /, *arguments: Any) -> _Result:
+        """Read something quickly, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.readers, do, *arguments)
+
+    def output(self, run_id: str) -> File:
+        """Return where a run's rows are."""
+        return File(self.settings.runs_dir) / run_id / "rollouts.jsonl"
 
 
 def _of(request: Request) -> HeadServices:
@@ -64,10 +78,6 @@ RunId = Annotated[
         examples=["20261120-223109-4eeff0ca"],
     ),
 ]
-
-
-OUTPUT = "rollouts.jsonl"
-"""The output of a run, in its folder."""
 
 
 @asynccontextmanager

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gym_queue.coordinator import progress
 from gym_queue.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from gym_queue.coordinator.progress import Written
+
+_Result = TypeVar("_Result")
 
 INTERVAL = 0.025
 """Seconds between two looks while somebody waits."""
@@ -24,8 +27,9 @@ _Stamp = tuple[int, int, int]
 class Watch:
     """A run that somebody waits for. ``newest`` is what its progress file said last."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, readers: Executor) -> None:
         self.users = 0
+        self._readers = readers
         self.newest: Written | None = None
         self._run_dir = run_dir
         self._stamp: _Stamp | None = None
@@ -35,7 +39,7 @@ class Watch:
     async def begin(self) -> None:
         """Look for the first time, once for all who come at the same time. Raises ``StorageError``."""
         async with self._first:
-            if self.newest is None and (found := await asyncio.to_thread(self.look)) is not None:
+            if self.newest is None and (found := await _in(self._readers, self.look)) is not None:
                 self.tell(found)
 
     async def beyond(self, known: Written | None, seconds: float) -> None:
@@ -69,11 +73,15 @@ class Watch:
 class Watchers:
     """All runs that somebody waits for, in this process.
 
+    Args:
+        readers: threads that look at files.
+
     Attributes:
         looks: rounds of looking so far. ``files``: files looked at. For tests.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, readers: Executor) -> None:
+        self._readers = readers
         self._watches: dict[Path, Watch] = {}
         self._task: asyncio.Task[None] | None = None
         self.looks = 0
@@ -92,7 +100,7 @@ class Watchers:
     @asynccontextmanager
     async def of(self, run_dir: Path) -> AsyncIterator[Watch]:
         """Watch a run while the block lasts. Raises ``StorageError``: its progress cannot be read."""
-        watch = self._watches.setdefault(run_dir, Watch(run_dir))
+        watch = self._watches.setdefault(run_dir, Watch(run_dir, self._readers))
         watch.users += 1
         try:
             await watch.begin()
@@ -116,10 +124,14 @@ class Watchers:
         while True:
             await asyncio.sleep(INTERVAL)
             watches = list(self._watches.values())
-            for watch, written in await asyncio.to_thread(_news_of, watches):
+            for watch, written in await _in(self._readers, _news_of, watches):
                 watch.tell(written)
             self.looks += 1
             self.files += len(watches)
+
+
+async def _in(readers: Executor, do: Callable[..., _Result], /, *arguments: Any) -> _Result:
+    return await asyncio.get_running_loop().run_in_executor(readers, do, *arguments)
 
 
 def _news_of(watches: Sequence[Watch]) -> list[tuple[Watch, Written]]:

@@ -43,7 +43,9 @@ def make_app(runs: PlayedRuns, ledger: MemoryLedger, tmp_path: Path) -> Callable
             heartbeat_interval=settings.worker_heartbeat_interval,
             timeout=settings.worker_timeout,
         )
-        yield HeadServices(settings, ledger, runs, registry)  # type: ignore[arg-type]
+        services = HeadServices(settings, ledger, runs, registry)  # type: ignore[arg-type]
+        yield services
+        services.readers.shutdown()
 
     def make(**settings: object) -> FastAPI:
         return create_app(Settings(runs_dir=str(tmp_path), **settings), played)  # type: ignore[arg-type]

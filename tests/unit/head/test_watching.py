@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+import pytest
 
 from gym_queue.coordinator.progress import ProgressFile, Written
 from gym_queue.head.watching import Watchers
@@ -11,7 +14,14 @@ from gym_queue.records import RunState
 from gym_queue.testing import async_wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+
+@pytest.fixture
+def watchers() -> Iterator[Watchers]:
+    with ThreadPoolExecutor(2) as readers:
+        yield Watchers(readers)
 
 
 async def until_final(watchers: Watchers, run_dir: Path) -> list[int]:
@@ -27,8 +37,8 @@ async def until_final(watchers: Watchers, run_dir: Path) -> list[int]:
             await watch.beyond(known, 60.0)
 
 
-async def test_all_hear_of_what_is_new(tmp_path: Path) -> None:
-    watchers, file = Watchers(), ProgressFile(tmp_path)
+async def test_all_hear_of_what_is_new(watchers: Watchers, tmp_path: Path) -> None:
+    file = ProgressFile(tmp_path)
     followers = [asyncio.create_task(until_final(watchers, tmp_path)) for _ in range(1000)]
     await async_wait_until(lambda: watchers.users == 1000)
     await async_wait_until(lambda: watchers.looks > 1)
@@ -42,8 +52,7 @@ async def test_all_hear_of_what_is_new(tmp_path: Path) -> None:
     assert watchers.users == 0
 
 
-async def test_one_look_is_for_all(tmp_path: Path) -> None:
-    watchers = Watchers()
+async def test_one_look_is_for_all(watchers: Watchers, tmp_path: Path) -> None:
     followers = [asyncio.create_task(until_final(watchers, tmp_path)) for _ in range(500)]
     await async_wait_until(lambda: watchers.users == 500)
     files, ticks = watchers.files, watchers.looks
@@ -56,15 +65,13 @@ async def test_one_look_is_for_all(tmp_path: Path) -> None:
     assert not watchers.is_looking
 
 
-async def test_who_has_waited_long_enough_goes_on(tmp_path: Path) -> None:
-    watchers = Watchers()
+async def test_who_has_waited_long_enough_goes_on(watchers: Watchers, tmp_path: Path) -> None:
     async with watchers.of(tmp_path) as watch:
         await watch.beyond(watch.newest, 0.01)
         assert watch.newest == Written()
 
 
-async def test_a_head_that_stops_lets_all_go_on(tmp_path: Path) -> None:
-    watchers = Watchers()
+async def test_a_head_that_stops_lets_all_go_on(watchers: Watchers, tmp_path: Path) -> None:
     async with watchers.of(tmp_path) as watch:
         waiting = asyncio.create_task(watch.beyond(watch.newest, 60.0))
         await async_wait_until(lambda: watchers.looks > 0)
@@ -72,8 +79,8 @@ async def test_a_head_that_stops_lets_all_go_on(tmp_path: Path) -> None:
         await asyncio.wait_for(waiting, 10.0)
 
 
-async def test_what_cannot_be_read_is_tried_again(tmp_path: Path) -> None:
-    watchers, file = Watchers(), ProgressFile(tmp_path)
+async def test_what_cannot_be_read_is_tried_again(watchers: Watchers, tmp_path: Path) -> None:
+    file = ProgressFile(tmp_path)
     file.write(lambda: Written(rows=1))
     async with watchers.of(tmp_path) as watch:
         path = tmp_path / "progress.json"
