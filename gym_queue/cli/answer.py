@@ -1,5 +1,5 @@
-"""What one rollout waits for, or how it ended: asks the ledger and the files that know it. The command and the
-head say the same.
+"""What one rollout waits for, or how it ended: asks the ledger and the files that know it. The command and
+the head say the same.
 """
 
 from __future__ import annotations

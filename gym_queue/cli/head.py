@@ -16,9 +16,9 @@ from gym_queue.cli.status import OPERATOR, say
 def head(host: str | None, port: int | None) -> None:
     """Serve runs, feeds and the fleet over HTTP, and lead the runs of GYM_QUEUE_RUNS_DIR.
 
-    It asks for the token in GYM_QUEUE_AUTH_TOKEN; without one it listens on this machine only. SIGTERM or Ctrl-C
-    stops it: feeds end, another head takes over. Several may run beside each other, with one folder and one
-    Redis.
+    It asks for the token in GYM_QUEUE_AUTH_TOKEN; without one it listens on this machine only. SIGTERM or
+    Ctrl-C stops it: feeds end, another head takes over. Several may run beside each other, with one folder
+    and one Redis.
     """
     settings = load_settings(head_host=host, head_port=port)
     from gym_queue.head.auth import check_host  # noqa: PLC0415 - FastAPI loads slowly: not for --help
@@ -34,4 +34,4 @@ def head(host: str | None, port: int | None) -> None:
         asyncio.run(await_redis(settings.redis_url))
         app = create_app(settings)
         say(f"the head listens on {address_of(listener)}", OPERATOR)
-        serve(app, listener, lambda: app.state.services.stop())
+        serve(app, listener, lambda: app.state.services.stop())  # noqa: PLW0108 - made later

@@ -57,8 +57,8 @@ class Place(NamedTuple):
 class Subject:
     """A run, and who knows of it: a ledger that it stands in, its files, or both.
 
-    ``headed``: the run is a head's (``gym_queue.head``), of which no command asks whether somebody works on it:
-    whoever leads the heads does. ``waiting_for`` is a sentence while such a run cannot begin.
+    ``headed``: the run is a head's (``gym_queue.head``), of which nobody asks whether a coordinator is at
+    work: whoever leads the heads is. ``waiting_for`` is a sentence while such a run cannot begin.
     """
 
     run_id: str

@@ -231,8 +231,9 @@ def _check(path: Path, place: int) -> None:
         return
     last = b""
     with storage_errors(f"{path} cannot be read"), suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(place - 1)
-        last = file.read(1)
+        if place <= os.fstat(file.fileno()).st_size:  # a file system refuses a place that no file can have
+            file.seek(place - 1)
+            last = file.read(1)
     if last != b"\n":
         where = "behind the end of" if not last else "within a line of"
         msg = f"this is no cursor of this run: {place} is {where} {path.name}"

@@ -1,4 +1,4 @@
-"""Servers that are found by name. Each holds a lease in the ledger, as workers do, and loses it in silence."""
+"""Servers that are found by name. Each has a lease in the ledger, as workers do, and loses it in silence."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Registry:
         return sorted(wanted, key=lambda view: (not view.healthy, view.age))
 
     async def _leases(self) -> dict[str, Lease]:
-        """Return the leases of servers by id. Those of the dead stand until a sweep; here they do not count."""
+        """Return the leases of servers by id, but for those of the dead, which stand until a sweep."""
         leases = await self._ledger.leases()
         return {lease.worker: lease for lease in leases if lease.is_server and lease.age <= self._timeout}
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MOST_VALUES = 250_000
-"""Values in one JSON text. A parser holds Python's lock, and with it the event loop: this many are a tenth of a
-second.
+"""Values in one JSON text. A parser holds Python's lock, and with it the event loop: this many are a tenth of
+a second.
 """
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong, as every client sees it: a status, and ``{"error": {"type", "message"}}`` with one sentence.
+"""What goes wrong, as clients see it: a status, and ``{"error": {"type", "message"}}`` with one sentence.
 
 What a caller did wrong is told in full. What broke here is told in general words and a reference; the log has
 the details under that.
@@ -136,8 +136,6 @@ def _of_ours(error: errors.GymQueueError) -> JSONResponse:
     _log.warning("a request could not be answered: %s", error)
     what = next(words for kind, words in _REASONS if isinstance(error, kind))
     return answer(status, _AWAY.format(what=what), {"Retry-After": str(_RETRY_AFTER)})
-
-
 
 
 class Guard:

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from gym_queue.coordinator import manifest
-from gym_queue.coordinator.archive import paths
 from gym_queue.coordinator.feed import Feed
 from gym_queue.errors import UnknownRunError
 from gym_queue.head.errors import responses
@@ -51,13 +50,15 @@ class FeedResponse(StreamingResponse):
 
 
 def _lines_of(kind: str, example: str) -> dict[int | str, dict[str, Any]]:
-    text = f'{{"cursor":"…","{kind}":{{…}}}} a line; when all has come, {{"cursor":"…","end":{{"state":"ended"}}}}.'
+    line, last = f'`{{"cursor":"…","{kind}":{{…}}}}`', '`{"cursor":"…","end":{"state":"ended"}}`'
     content = {FeedResponse.media_type: {"schema": {"type": "string"}, "example": example}}
-    return {200: {"description": f"`{text}`", "content": content}} | responses(404, 422)
+    description = f"Lines {line}; the last one, when all has come, {last}."
+    return {200: {"description": description, "content": content}} | responses(404, 422)
 
 
 Cursor = Annotated[
-    str, Query(max_length=40, description="The cursor of the last line that was read; none: from the beginning.")
+    str,
+    Query(max_length=40, description="The cursor of the last line that was read; none: from the beginning."),
 ]
 Limit = Annotated[
     int | None,
@@ -84,7 +85,7 @@ async def rollouts(
     cursor: Cursor = "",
     limit: Limit = None,
     wait: Wait = 0.0,
-    follow: Follow = False,  # noqa: FBT002 - FastAPI's way to name a parameter
+    follow: Follow = False,
 ) -> FeedResponse:
     """Ended rollouts in the order in which they were written; each is a row as in the output file."""
     reader = _Reader(services, run_id, "rollout", limit, wait, follow=follow)
@@ -95,7 +96,9 @@ async def rollouts(
     "/v1/runs/{run_id}/groups",
     summary="Decided groups",
     response_class=FeedResponse,
-    responses=_lines_of("group", '{"cursor":"96","group":{"example_id":"…","outcome":"complete","rollouts":[]}}\n'),
+    responses=_lines_of(
+        "group", '{"cursor":"96","group":{"example_id":"…","outcome":"complete","rollouts":[]}}\n'
+    ),
 )
 async def groups(
     services: Services,
@@ -103,7 +106,7 @@ async def groups(
     cursor: Cursor = "",
     limit: Limit = None,
     wait: Wait = 0.0,
-    follow: Follow = False,  # noqa: FBT002 - the same
+    follow: Follow = False,
     dropped: Annotated[
         bool, Query(description="Also groups that are not for the trainer, without their rollouts.")
     ] = False,
@@ -121,11 +124,11 @@ class _Reader:
     def __init__(
         self, services: HeadServices, run_id: str, kind: str, limit: int | None, wait: float, *, follow: bool
     ) -> None:
-        out = services.output(run_id)
-        self.feed = Feed(out, page_bytes=_PAGE_BYTES)
+        out = services.folder(run_id).paths
+        self.feed = Feed(out.rows, page_bytes=_PAGE_BYTES)
         self._services = services
         self._run_id = run_id
-        self._run_dir = paths(out).run_dir
+        self._run_dir = out.run_dir
         self._kind = kind.encode()
         self._left = limit if limit is not None or follow else _PLAIN_LIMIT
         self._until = time.monotonic() + wait
@@ -151,7 +154,10 @@ class _Reader:
                     came = True
                     yield b"".join(map(self._line, page.items))
                 if page.ended is not None:
-                    yield b'{"cursor":"%s","end":{"state":"%s"}}\n' % (page.cursor.encode(), page.ended.encode())
+                    yield b'{"cursor":"%s","end":{"state":"%s"}}\n' % (
+                        page.cursor.encode(),
+                        page.ended.encode(),
+                    )
                     return
                 if self._is_over(len(page.items)):
                     return

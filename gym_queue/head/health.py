@@ -47,7 +47,9 @@ async def ready(services: Services) -> Health | Response:
     return Health(status="ready")
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse, responses=responses())
+@router.get(
+    "/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse, responses=responses()
+)
 async def metrics() -> PlainTextResponse:
     """Return what this head measures, in the text format of Prometheus."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415

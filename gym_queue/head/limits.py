@@ -33,7 +33,7 @@ _LONGEST_PAUSE, _LONGEST_BODY = 30.0, 300.0
 """Seconds that a client may let pass between two pieces of a body, and for all of it."""
 
 _MOST_LARGE_BODIES = 4
-"""Requests with examples that are read at once; others wait before theirs is read, so that memory is bounded."""
+"""Requests with examples that are read at once; others wait before theirs is read: memory is bounded."""
 
 
 class Buckets:

@@ -29,7 +29,7 @@ class VersionList(Record):
     responses=responses(409, 413, 422),
 )
 async def announce(services: Services, weights: Weights) -> Weights:
-    """Make a version of a model's weights the newest. Workers load it before the next rollout that they begin.
+    """Make a version of a model's weights the newest. Workers load it before the next rollout they begin.
 
     409: that or a newer version was announced before.
     """

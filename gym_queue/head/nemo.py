@@ -3,8 +3,8 @@
 Their shapes are those of ``nemo_gym/server_utils.py`` and ``nemo_gym/cli`` in
 https://github.com/NVIDIA-NeMo/Gym (``HeadServer``, ``ServerInstanceDisplayConfig``, ``ServerClient``):
 ``/server_instances`` is a list of its display records; ``/global_config_dict_yaml`` is a YAML text inside a
-JSON string, in which ``NAME.SERVER_TYPE.IMPLEMENTATION`` leads to the ``host`` and ``port`` of a server. Theirs
-is their whole configuration, keys of model endpoints and all; ours names the servers and nothing else.
+JSON string, in which ``NAME.SERVER_TYPE.IMPLEMENTATION`` leads to the ``host`` and ``port`` of a server.
+Theirs is their whole configuration, keys of model endpoints and all; ours names the servers and nothing else.
 """
 
 from __future__ import annotations

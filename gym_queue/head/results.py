@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import Field
 
 from gym_queue.cli.rows import DeadLetter, read
-from gym_queue.coordinator import progress
-from gym_queue.coordinator.archive import paths
-from gym_queue.coordinator.metrics import Healed, RunMetrics
+from gym_queue.coordinator.metrics import Metrics, RunMetrics
 from gym_queue.coordinator.rows import CANCELLED
 from gym_queue.durable import storage_errors
 from gym_queue.head.errors import responses
-from gym_queue.head.services import RunId, Services
+from gym_queue.head.services import HeadServices, RunId, Services
 from gym_queue.records import FailureClass, Record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gym_queue.coordinator.progress import Written
+    from gym_queue.coordinator.run_folder import RunFolder
 
 router = APIRouter(tags=["runs"])
 
 _LONGEST_ERROR = 2000
 
+_LAST_METRICS = 5.0
+"""Seconds to wait for the last metrics of a run that has just ended."""
+
+_POLL = 0.025
+
 
 class FailedRollout(Record):
-    """A rollout that failed: when, why, and in one sentence how. ``class`` is ``cancelled`` for one that was."""
+    """A rollout that failed: at which stage and attempt, and why. Of a cancelled one, ``class`` says that."""
 
     rollout_id: str
     failure_class: str = Field(serialization_alias="class")
@@ -49,15 +54,11 @@ class FailureList(Record):
 async def metrics(services: Services, run_id: RunId) -> RunMetrics:
     """Sum up what has ended so far: rewards, pass@k, tokens, latency by stage, failures by class."""
     view = await services.runs.show(run_id)
-    out = services.output(run_id)
-    written = await services.read(progress.read, paths(out).run_dir)
-    if written.final and (found := await asyncio.to_thread(_final_metrics, paths(out).metrics)):
-        return found
-    tally = services.tallies.of(run_id, out, view.spec.samples)
-    found = await asyncio.to_thread(tally.until, written, view.accepted)
-    status = await services.ledger.run(run_id)
-    healed = Healed(**{name: getattr(status, name) for name in Healed.model_fields}) if status else None
-    return found.model_copy(update={"healed": healed})
+    folder = services.folder(run_id)
+    if (await services.read(folder.written)).final:
+        await _until_done(services, folder)
+    found = await services.read(_read_metrics, folder.paths.metrics)
+    return found or Metrics(view.spec.samples).snapshot()
 
 
 @router.get("/v1/runs/{run_id}/failures", summary="Failed rollouts", responses=responses(404, 422))
@@ -70,15 +71,24 @@ async def failures(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> FailureList:
-    """List rollouts that failed, those that ended first in front. Without `class`, all but the cancelled ones."""
+    """List rollouts that failed, those that ended first in front; without `class`, all but cancelled ones."""
     await services.runs.show(run_id)
-    out = services.output(run_id)
-    written = await services.read(progress.read, paths(out).run_dir)
-    return FailureList(failures=await asyncio.to_thread(_failed, paths(out).failures, written, wanted, limit))
+    folder = services.folder(run_id)
+    written = await services.read(folder.written)
+    found = await asyncio.to_thread(_failed, folder.paths.failures, written, wanted, limit)
+    return FailureList(failures=found)
 
 
-def _final_metrics(path: Path) -> RunMetrics | None:
-    """Return what was written when the run ended, if anything was."""
+async def _until_done(services: HeadServices, folder: RunFolder) -> None:
+    """Wait until the leader has written the last metrics, which it does when all rows are there."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_METRICS):
+            while not await services.read(folder.is_done):
+                await asyncio.sleep(_POLL)
+
+
+def _read_metrics(path: Path) -> RunMetrics | None:
+    """Return what was written last, if anything was."""
     with storage_errors(f"{path} cannot be read"):
         try:
             content = json.loads(path.read_bytes())

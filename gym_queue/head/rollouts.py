@@ -56,7 +56,7 @@ async def why(services: Services, rollout_id: _RolloutId) -> Why:
     "/v1/rollouts/{rollout_id}/cancel", summary="Cancel one rollout", responses=responses(404, 409, 422)
 )
 async def cancel(services: Services, rollout_id: _RolloutId) -> RolloutCancelled:
-    """End one rollout as cancelled, for good, whatever it is doing. 409: it is not open (any more, or yet)."""
+    """End one rollout as cancelled, for good, whatever it is doing. 409: it is not open (any more or yet)."""
     place = place_of(rollout_id)
     view = await _view(services, place)
     if not await cancel_rollout(services.ledger, *place, reason="cancelled through the head"):
@@ -81,7 +81,7 @@ async def _subject(services: HeadServices, view: RunView) -> Subject:
         settings=services.settings,
         ledger=services.ledger,
         status=await services.ledger.run(view.run_id),
-        files=await services.read(_files, services.output(view.run_id), view.examples),
+        files=await services.read(_files, services.folder(view.run_id).paths.rows, view.examples),
         headed=True,
         waiting_for=view.waiting_for,
     )

@@ -104,8 +104,8 @@ async def append(
         Query(
             ge=0,
             le=_LARGEST_OFFSET,
-            description="Index of the first of these examples in the run, which makes a repeated request append"
-            " once; 409 if that would leave a gap, or other examples are there.",
+            description="Index of the first of these examples in the run: then a repeated request appends "
+            "once. 409 if that would leave a gap, or other examples are there.",
         ),
     ] = None,
 ) -> Appended:

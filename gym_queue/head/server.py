@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 KEEP_ALIVE = 30
-"""Seconds that an idle connection is kept. More than clients keep theirs, so that none asks on a dying one."""
+"""Seconds that an idle connection is kept: longer than clients keep theirs, so none asks on a dying one."""
 
 HEADERS_TIMEOUT = 15.0
 """Seconds that a new connection has to bring the head of its first request."""
@@ -121,8 +121,8 @@ def address_of(listener: socket.socket) -> str:
 def serve(app: FastAPI, listener: socket.socket, on_stop: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    With ``FORWARDED_ALLOW_IPS`` (uvicorn's own variable) in the environment, the client's address is taken from
-    ``X-Forwarded-For`` where a proxy named there sends it.
+    With ``FORWARDED_ALLOW_IPS`` (uvicorn's own variable) in the environment, the client's address is taken
+    from ``X-Forwarded-For`` where a proxy named there sends it.
     """
     config = uvicorn.Config(
         app,

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Path
 from starlette.requests import Request
 
+from gym_queue import assembly
+from gym_queue.coordinator.driver import Means
+from gym_queue.coordinator.leader import Leader
+from gym_queue.coordinator.muster import Muster
+from gym_queue.coordinator.run_folder import RunFolder
+from gym_queue.coordinator.runs import Runs
 from gym_queue.fleet.registry import Registry
-from gym_queue.head.tally import Tallies
 from gym_queue.head.watching import Watchers
+from gym_queue.maintenance.cancel import cancel_run, cancel_samples
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from gym_queue.coordinator.runs import Runs
     from gym_queue.ledger.base import Ledger
     from gym_queue.settings import Settings
 
 _Result = TypeVar("_Result")
 
+_log = logging.getLogger(__name__)
+
 _READERS = 8
+_PAUSE = 1.0
+_REASON = "the run was cancelled"
 
 
 @dataclass
@@ -43,7 +54,6 @@ class HeadServices:
     runs: Runs
     registry: Registry
     readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_READERS, "feeds"))
-    tallies: Tallies = field(default_factory=Tallies)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -58,9 +68,9 @@ class HeadServices:
         """Read something quickly, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.readers, do, *arguments)
 
-    def output(self, run_id: str) -> File:
-        """Return where a run's rows are."""
-        return File(self.settings.runs_dir) / run_id / "rollouts.jsonl"
+    def folder(self, run_id: str) -> RunFolder:
+        """Return the folder of a run, which may not be there."""
+        return RunFolder(File(self.settings.runs_dir) / run_id)
 
 
 def _of(request: Request) -> HeadServices:
@@ -82,5 +92,55 @@ RunId = Annotated[
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
-    """Make what the routes work with, and lead runs while nobody else does."""
-    yield None
+    """Make what the routes work with, and lead the runs of the folder while no other head does.
+
+    When the block ends, the runs that this head drives are left to the next one, and its office too.
+    """
+    async with AsyncExitStack() as stack:
+        asked = assembly.make_ledger(settings, patient=False)
+        stack.push_async_callback(asked.close)
+        driving = assembly.make_ledger(settings)
+        stack.push_async_callback(driving.close)
+        broker = assembly.make_broker(settings)
+        stack.push_async_callback(broker.close)
+        runs = Runs(
+            asked,
+            File(settings.runs_dir),
+            settings,
+            environments=assembly.make_environment,
+            check_model=lambda model: assembly.check_model(model, settings),
+            cancel=partial(cancel_run, asked, reason=_REASON),
+        )
+        stack.push_async_callback(asyncio.to_thread, runs.close_threads)
+        means = Means(
+            ledger=driving,
+            publisher=broker,
+            muster=Muster(driving, settings.num_expected_workers),
+            window=settings.window,
+            environments=assembly.make_environment,
+            cancel=partial(cancel_run, driving, reason=_REASON),
+            cancel_samples=partial(cancel_samples, driving),
+        )
+        registry = Registry(
+            asked, heartbeat_interval=settings.worker_heartbeat_interval, timeout=settings.worker_timeout
+        )
+        services = HeadServices(settings, asked, runs, registry)
+        stack.callback(services.readers.shutdown)
+        leading = asyncio.create_task(_lead(Leader(runs.folder, means, runs.changed)))
+        stack.push_async_callback(_ended, leading)
+        yield services
+
+
+async def _lead(leader: Leader) -> None:
+    """Lead until cancelled. What fails is said, and tried again: a head that does not lead is half of one."""
+    while True:
+        try:
+            await leader.run()
+        except Exception:
+            _log.exception("this head failed to lead, and tries again")
+            await asyncio.sleep(_PAUSE)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -180,7 +180,7 @@ class Lease(Record):
 
     @property
     def is_server(self) -> bool:
-        """Whether this is a server and no worker. (A worker that has only claimed says nothing of itself.)"""
+        """Whether this is a server and no worker; a worker that has only claimed says nothing of itself."""
         return self.info.get("kind") == SERVER
 
     def is_silent(self, heartbeat_interval: float) -> bool:

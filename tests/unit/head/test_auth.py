@@ -64,8 +64,8 @@ def test_so_do_routes_that_do_not_exist(guarded: TestClient) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}",
-     "Bearer \xe9"],
+    ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x",
+     f"Bearer {TOKEN[:-1]}", "Bearer \xe9"],
 )  # fmt: skip
 def test_a_wrong_token(guarded: TestClient, header: str) -> None:
     answer = guarded.get("/v1/runs", headers={"Authorization": header.encode("latin-1")})

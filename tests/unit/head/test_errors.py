@@ -132,7 +132,7 @@ def test_a_redis_that_is_away_makes_the_head_not_ready(
 ) -> None:
     assert client.get("/ready").json() == {"status": "ready"}
 
-    async def away(run_id: str) -> None:
+    async def away(_run_id: str) -> None:
         raise errors.LedgerError
 
     monkeypatch.setattr(ledger, "run", away)

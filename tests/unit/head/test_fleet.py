@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
 from gym_queue.fleet import registry
-from gym_queue.ledger.base import Lease
 from gym_queue.maintenance.reap import reap
 from gym_queue.settings import Settings
 from tests.unit.head.played_head import HERE
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from gym_queue.ledger.base import Ledger
+    from gym_queue.ledger.base import Lease, Ledger
     from gym_queue.ledger.memory import MemoryLedger
 
 SERVER = {
@@ -65,7 +65,11 @@ def test_the_same_server_again_is_the_same(client: TestClient) -> None:
     assert register(client, capacity=1) == first
     (found,) = servers(client)
     assert found["capacity"] == 1
-    others = {register(client, name="judge"), register(client, url="http://node-8:8000"), register(client, kind="x")}
+    others = {
+        register(client, name="judge"),
+        register(client, url="http://node-8:8000"),
+        register(client, kind="x"),
+    }
     assert len(others | {first}) == 4
 
 
@@ -81,9 +85,7 @@ def aged(ledger: MemoryLedger, monkeypatch: pytest.MonkeyPatch, ages: dict[str, 
     ask = ledger.leases
 
     async def leases() -> list[Lease]:
-        return [
-            lease.model_copy(update={"age": ages.get(lease.worker, lease.age)}) for lease in await ask()
-        ]
+        return [lease.model_copy(update={"age": ages.get(lease.worker, lease.age)}) for lease in await ask()]
 
     monkeypatch.setattr(ledger, "leases", leases)
 
@@ -129,10 +131,10 @@ def test_only_so_many(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     "url",
-    ["", "node-7:8000", "ftp://node-7", "file:///etc/passwd", "http://", "http://:8000", "http://n:0", "http://n:x",
-     "http://n:99999", "javascript:alert(1)", "http://user@node", "http://:secret@node", "http://n/?key=secret",
-     "http://n/#x", "http://n/a b", "http://n/\n", "http://[::1", "http://n/\x00", "//node", "http://n/" + "x" * 3000,
-     "http://n\\@evil/", "unix:///tmp/socket", "redis://n"],
+    ["", "node-7:8000", "ftp://node-7", "file:///etc/passwd", "http://", "http://:8000", "http://n:0",
+     "http://n:x", "http://n:99999", "javascript:alert(1)", "http://user@node", "http://:secret@node",
+     "http://n/?key=secret", "http://n/#x", "http://n/a b", "http://n/\n", "http://[::1", "http://n/\x00",
+     "//node", "http://n/" + "x" * 3000, "http://n\\@evil/", "unix:///tmp/socket", "redis://n"],
 )  # fmt: skip
 def test_addresses_that_are_none(client: TestClient, url: str) -> None:
     answer = client.post("/v1/servers", json=SERVER | {"url": url})
@@ -168,13 +170,14 @@ def test_workers(client: TestClient) -> None:
     assert worker.pop("age") < 30
     worker["info"].pop("worker", None)
     assert worker == {
-        "worker": "gpu-1", "kind": "gpu", "node": "node-1", "healthy": True, "slots": 256, "used": 3, "info": WORKER,
+        "worker": "gpu-1", "kind": "gpu", "node": "node-1", "healthy": True, "slots": 256, "used": 3,
+        "info": WORKER,
     }  # fmt: skip
     assert (unknown["worker"], unknown["kind"], unknown["slots"]) == ("new", None, None)
 
 
 @pytest.mark.usefixtures("fleet")
-def test_a_worker_is_no_server(client: TestClient, ledger: MemoryLedger) -> None:
+def test_a_worker_is_no_server(client: TestClient) -> None:
     assert servers(client) == []
     for name in ("gpu-1", "new"):
         assert client.delete(f"/v1/servers/{name}").status_code == 422
@@ -204,7 +207,10 @@ def test_weights_are_announced_in_order(client: TestClient) -> None:
     for version in (7, 3):
         answer = client.post("/v1/models/versions", json=model | {"version": version})
         assert answer.status_code == 409
-        assert answer.json()["error"]["message"] == f"version 7 of this model was announced already: {version} is not newer"
+        assert (
+            answer.json()["error"]["message"]
+            == f"version 7 of this model was announced already: {version} is not newer"
+        )
     newest = model | {"version": 7, "uri": "/weights/7"}
     assert client.get("/v1/models/versions", params=model).json() == {"versions": [newest]}
 
@@ -219,7 +225,9 @@ def test_nemo_gyms_list_of_servers(client: TestClient) -> None:
     policy = instances["policy"]
     assert policy["uptime_seconds"] >= 0
     assert policy["start_time"] > 1e9
-    assert {name: policy[name] for name in ("process_name", "server_type", "name", "host", "port", "url")} == {
+    assert {
+        name: policy[name] for name in ("process_name", "server_type", "name", "host", "port", "url")
+    } == {
         "process_name": "policy",
         "server_type": "responses_api_models",
         "name": "policy",
@@ -229,7 +237,17 @@ def test_nemo_gyms_list_of_servers(client: TestClient) -> None:
     }
     assert instances["judge"]["port"] == 443
     fields = {
-        *("config_path", "dir_path", "entrypoint", "host", "name", "pid", "port", "process_name", "server_type"),
+        *(
+            "config_path",
+            "dir_path",
+            "entrypoint",
+            "host",
+            "name",
+            "pid",
+            "port",
+            "process_name",
+            "server_type",
+        ),
         *("start_time", "status", "uptime_seconds", "url"),
     }
     assert set(policy) == fields, "NeMo Gym's ServerInstanceDisplayConfig"
@@ -242,8 +260,6 @@ def first_server_config(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_nemo_gyms_configuration(client: TestClient) -> None:
-    import yaml
-
     register(client)
     text = client.get("/global_config_dict_yaml").json()
     assert isinstance(text, str), "a YAML text inside a JSON string"
@@ -259,15 +275,19 @@ def test_its_configuration_has_no_secrets(make_app: Callable[..., FastAPI]) -> N
     secrets = {"auth_token": "s3cret-token", "api_key": "s3cret-key", "redis_url": "redis://:s3cret@h/0"}
     with TestClient(make_app(**secrets), HERE, headers={"Authorization": "Bearer s3cret-token"}) as client:
         register(client)
-        for route in ("/global_config_dict_yaml", "/server_instances", "/v1/servers", "/openapi.json", "/metrics"):
+        for route in (
+            "/global_config_dict_yaml",
+            "/server_instances",
+            "/v1/servers",
+            "/openapi.json",
+            "/metrics",
+        ):
             answer = client.get(route)
             assert answer.status_code == 200
             assert "s3cret" not in answer.text
 
 
 def test_a_server_cannot_pose_as_the_head(client: TestClient) -> None:
-    import yaml
-
     register(client, name="head_server", url="http://evil:1")
     config = yaml.safe_load(client.get("/global_config_dict_yaml").json())
     assert set(config["head_server"]) == {"host", "port"}

@@ -156,9 +156,7 @@ def test_more_lines_than_are_read_at_once(client: TestClient, run_id: str) -> No
 
 def test_a_line_that_would_take_long(client: TestClient, run_id: str) -> None:
     line = b'{"a": [' + b"[]," * (MOST_VALUES // 2) + b"[]]}"
-    assert "line 2: more than" in refused(
-        client.post(f"/v1/runs/{run_id}/examples", content=b"{}\n" + line)
-    )
+    assert "line 2: more than" in refused(client.post(f"/v1/runs/{run_id}/examples", content=b"{}\n" + line))
 
 
 # --- time to send it --------------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
 async def test_large_bodies_wait_for_each_other() -> None:
     gate, inside = asyncio.Event(), []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Any, *_: Any) -> None:
         inside.append(scope)
         await gate.wait()
 
