@@ -26,6 +26,7 @@ from gym_queue.ledger.base import (
     kept_reason,
     next_ticket,
 )
+from gym_queue.ledger.memory_offices import MemoryOffices
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
 from gym_queue.records import Fence, RunSpec, RunState, RunStatus, Stage
 
@@ -68,11 +69,11 @@ class _Run:
         self.status = self.status.model_copy(update=values)
 
 
-class MemoryLedger:
+class MemoryLedger(MemoryOffices):
     """``gym_queue.ledger.base.Ledger`` in memory. Every method runs without a pause, so each is atomic."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+        super().__init__(clock)
         self._runs: dict[str, _Run] = {}
         self._keys: dict[str, str] = {}
         self._waiting: dict[Ticket, float] = {}
@@ -230,8 +231,7 @@ class MemoryLedger:
         run.results[run.position] = Event(position=str(run.position), summary=summary, row=ended.row)
         run.count(**{summary.state: 1})
         group = run.groups[summary.example_index]
-        ending = _Sample(since=group.accepted_at, state=RolloutState(summary.state), attempt=0)
-        group.samples[summary.sample_index] = ending
+        group.samples[summary.sample_index] = _Sample(group.accepted_at, RolloutState(summary.state), attempt=0)
         if all(sample.state in TERMINAL for sample in group.samples.values()):
             del run.groups[summary.example_index]
         async with self._changed:
