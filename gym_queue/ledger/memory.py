@@ -230,8 +230,8 @@ class MemoryLedger(MemoryOffices):
         run.position += 1
         run.results[run.position] = Event(position=str(run.position), summary=summary, row=ended.row)
         run.count(**{summary.state: 1})
-        group = run.groups[summary.example_index]
-        group.samples[summary.sample_index] = _Sample(group.accepted_at, RolloutState(summary.state), attempt=0)
+        group, state = run.groups[summary.example_index], RolloutState(summary.state)
+        group.samples[summary.sample_index] = _Sample(group.accepted_at, state, attempt=0)
         if all(sample.state in TERMINAL for sample in group.samples.values()):
             del run.groups[summary.example_index]
         async with self._changed:
