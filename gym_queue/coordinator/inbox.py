@@ -69,7 +69,7 @@ class Inbox:
         self._ids = _Ids()
         self._seen = Standing()
 
-    def append(self, body: bytes, offset: int | None) -> int:
+    def append(self, body: bytes, offset: int | None, *, refusal: str = "") -> int:
         """Append the rows of ``body``, one JSON object a line: all of them or none. They are on disk when
         this returns.
 
@@ -77,6 +77,7 @@ class Inbox:
             body: the lines, UTF-8. Blank ones do not count.
             offset: index of the first of these rows in the run. Those that are there already, byte for byte,
                 are not taken again: a call that is repeated appends once. ``None``: behind what is there.
+            refusal: why no new rows are taken; empty: they are, unless the input is closed.
 
         Returns:
             How many examples the run has.
@@ -91,9 +92,10 @@ class Inbox:
             before = self._repaired(data, index)
             if offset is not None:
                 lines = self._without_known(lines, offset, before)
-            if lines and before.closed:
-                msg = f"the run is closed: it has {before.rows} examples and takes no more"
-                raise ConflictError(msg)
+            if before.closed:
+                refusal = f"the run is closed: it has {before.rows} examples and takes no more"
+            if lines and refusal:
+                raise ConflictError(refusal)
             if not lines:
                 os.fdatasync(data)  # whoever wrote what is there already may have died before its own
                 os.fdatasync(index)
