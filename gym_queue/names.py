@@ -98,3 +98,8 @@ def leases_key() -> str:
 def worker_key(worker: str) -> str:
     """Hash: what a worker says of itself with each heartbeat."""
     return f"{KEY_PREFIX}:worker:{worker}"
+
+
+def weights_key() -> str:
+    """Hash: the newest announced weights by model. Outlives runs, so that no version ever goes back."""
+    return f"{KEY_PREFIX}:weights"

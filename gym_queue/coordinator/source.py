@@ -27,11 +27,18 @@ _SEEN_BITS = 26
 
 
 class Source(Protocol):
-    """Examples in a fixed order. Reading may block (files, generators): not for an event loop's thread."""
+    """Examples in a fixed order. Reading may block (files, generators): not for an event loop's thread.
+    ``count`` and ``closed`` are asked for often, by one, and must be quick.
+    """
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``count`` will never grow again. Once true, always true."""
+        ...
 
     @property
     def count(self) -> int:
-        """Number of examples."""
+        """Number of examples. While the source is not closed it may grow; it never shrinks."""
         ...
 
     @property
@@ -40,7 +47,9 @@ class Source(Protocol):
         ...
 
     def examples(self, start: int) -> Iterator[Example]:
-        """Yield the examples from index ``start`` on."""
+        """Yield the examples from index ``start`` on: all that ``count`` counts at the first step, and
+        perhaps what comes later.
+        """
         ...
 
 
@@ -61,6 +70,8 @@ class JsonlSource:
         UsageError: with the line number, for the first row that cannot be used; or the file is empty or
         unreadable.
     """
+
+    closed = True
 
     def __init__(
         self,
@@ -155,6 +166,8 @@ class EnvironmentSource:
     Raises:
         UsageError: the environment brings no examples, or refuses the size.
     """
+
+    closed = True
 
     def __init__(
         self, environment: Environment, name: str, *, size: int, seed: int, limit: int | None = None

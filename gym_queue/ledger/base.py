@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import Field
 
 from gym_queue.lifecycle import RolloutState
-from gym_queue.records import Example, Fence, Record, RunSpec, Stage, Summary, Ticket
+from gym_queue.records import Example, Fence, Record, RunSpec, Stage, Summary, Ticket, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,13 +94,15 @@ class Claim(Record):
     """What a worker owns after claiming a ticket: the example and the samples that were still wanted.
 
     ``opened_at`` is the run's (see ``RunStatus``): what a rollout may take in all counts from there, if that
-    is later than when it was accepted.
+    is later than when it was accepted. ``weights`` are the newest announced for the run's model, where
+    something is to be generated with them.
     """
 
     example: Example
     samples: tuple[ClaimedSample, ...]
     claimed_at: float
     opened_at: float = 0.0
+    weights: Weights | None = None
 
 
 class OwnedAttempt(Record):
@@ -280,9 +282,11 @@ class Ledger(Protocol):
         """
         ...
 
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """Return rollouts that have not ended, those of the examples accepted first in front, up to
-        ``limit``.
+        ``limit``. ``examples``: only of these, by index.
         """
         ...
 
@@ -350,6 +354,17 @@ class Ledger(Protocol):
 
     async def resign(self, office: str, holder: str) -> None:
         """Give an office back before its term is over. Does nothing if another holds it."""
+        ...
+
+    async def announce(self, weights: Weights) -> bool:
+        """Make a version of a model's weights the newest: every claim of its runs names it from now on.
+
+        Returns false, and changes nothing, if that or a newer version was announced before.
+        """
+        ...
+
+    async def weights(self, model: str) -> Weights | None:
+        """Return the newest weights announced for a model, ``None`` if none ever were."""
         ...
 
     async def close(self) -> None:
