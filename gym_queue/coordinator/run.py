@@ -189,9 +189,7 @@ class Coordinator:
         run_id = self._spec.run_id
         await patiently(self._look)
         await patiently(partial(self._ledger.set_run_state, run_id, RunState.ENDED))
-        if (
-            self._progress_file
-        ):  # the ledger is what knows that it was cancelled, so this comes before it forgets
+        if self._progress_file:  # before the ledger forgets: only it knows that the run was cancelled
             self._delivery.final = RunState.CANCELLED if self._was_cut_short() else RunState.ENDED
             await self._aggregator.store(())
         await patiently(partial(self._ledger.forget_run, run_id))
