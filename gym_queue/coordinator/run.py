@@ -75,6 +75,7 @@ class Coordinator:
             it.
         progress: says how far the run is to those who read its files meanwhile. With it, a run that was
             paused stays so.
+        paused: tells whether the run is to be paused where the ledger does not know it (any more).
     """
 
     def __init__(  # noqa: PLR0913 - what a run is made of, one keyword each
@@ -92,6 +93,7 @@ class Coordinator:
         groups: Groups | None = None,
         cancel_samples: Callable[[Mapping[int, str]], Awaitable[object]] | None = None,
         progress: ProgressFile | None = None,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
@@ -108,6 +110,7 @@ class Coordinator:
         self._source = source
         self._groups = groups
         self._progress_file = progress
+        self._paused = paused
         self._delivery = Delivery(
             ledger=ledger,
             spec=spec,
@@ -195,12 +198,13 @@ class Coordinator:
         """Open the run, or take up one that stands: then what waits is published again, for nobody knows if
         it was.
         """
-        run_id = (await self._ledger.open_run(self._spec, self._spec.run_id)).run_id
+        run_id = self._spec.run_id
+        await self._make()
         if not await self._set_open(run_id):
             status = await self._ledger.run(run_id)
             if status is None or status.state is RunState.ENDED:  # its coordinator died while it forgot it
                 await self._ledger.forget_run(run_id)
-                await self._ledger.open_run(self._spec, run_id)
+                await self._make()
         status = await self._ledger.run(run_id)
         if status is None:
             msg = f"run {run_id} vanished from the ledger"
@@ -208,6 +212,12 @@ class Coordinator:
         if status.cursor:
             for stage in Stage:
                 await self._publisher.publish(await self._waiting(stage))
+
+    async def _make(self) -> None:
+        """Let the ledger know the run, if it does not."""
+        await self._ledger.open_run(self._spec, self._spec.run_id)
+        if self._paused():
+            await self._ledger.set_run_state(self._spec.run_id, RunState.PAUSED)
 
     async def _set_open(self, run_id: str) -> bool:
         """Open the run, unless it is paused and goes on by itself: then that was meant. Returns false if it
@@ -224,7 +234,7 @@ class Coordinator:
         """
         _log.warning("the ledger has lost run %s; it starts over with what the files lack", self._spec.run_id)
         self._healed_before = self._metrics.healed or Healed()
-        await patiently(partial(self._ledger.open_run, self._spec, self._spec.run_id))
+        await patiently(self._make)
 
     async def _waiting(self, stage: Stage) -> list[Ticket]:
         _, tickets = await self._ledger.waiting(stage, 0.0, 2 * await self._window.size())
@@ -309,7 +319,8 @@ class Coordinator:
     def _was_cut_short(self) -> bool:
         counts = self._metrics.counts()
         missing = self._total - counts.succeeded - counts.failed
-        return self._cancelled and missing > 0 and not self._delivery.enough.is_set()
+        more = missing > 0 or not self._source.closed
+        return self._cancelled and more and not self._delivery.enough.is_set()
 
     @property
     def _total(self) -> int:

@@ -248,5 +248,19 @@ class MemoryLedger(MemoryViews):
         self._weights[weights.model] = weights
         return True
 
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """See ``Ledger.lead``."""
+        now = self._clock()
+        standing, until = self._offices.get(office, (holder, now))
+        if standing != holder and now < until:
+            return False
+        self._offices[office] = holder, now + term
+        return True
+
+    async def resign(self, office: str, holder: str) -> None:
+        """See ``Ledger.resign``."""
+        if self._offices.get(office, ("", 0.0))[0] == holder:
+            del self._offices[office]
+
     async def close(self) -> None:
         """Nothing to close."""

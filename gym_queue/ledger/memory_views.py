@@ -67,6 +67,7 @@ class MemoryViews:
         self._revoked: dict[str, list[Fence]] = {}
         self._leases: dict[str, tuple[float, dict[str, str]]] = {}
         self._weights: dict[str, Weights] = {}
+        self._offices: dict[str, tuple[str, float]] = {}  # who holds it, and until when
         self._changed = asyncio.Condition()
 
     def _find(
