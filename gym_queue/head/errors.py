@@ -80,9 +80,11 @@ class ErrorBody(Record):
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what a route's OpenAPI says of these errors, and of those that any route may answer with."""
-    known = {401: "The token is missing or wrong.", 429: "Too many requests.", 503: "Redis is away or full."}
-    named = {status: {"model": ErrorBody} for status in statuses}
-    return {status: {"model": ErrorBody, "description": text} for status, text in known.items()} | named
+    said = {401: "The token is missing or wrong.", 429: "Too many requests.", 503: "Redis is away or full."}
+    return {
+        status: {"model": ErrorBody, "description": said.get(status, HTTPStatus(status).phrase)}
+        for status in (*said, *statuses)
+    }
 
 
 def answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

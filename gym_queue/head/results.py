@@ -83,7 +83,7 @@ async def _until_done(services: HeadServices, folder: RunFolder) -> None:
     """Wait until the leader has written the last metrics, which it does when all rows are there."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_LAST_METRICS):
-            while not await services.read(folder.is_done):
+            while not await services.read(folder.is_done):  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(_POLL)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
 KEEP_ALIVE = 30
 """Seconds that an idle connection is kept: longer than clients keep theirs, so none asks on a dying one."""
@@ -118,8 +118,8 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: FastAPI, listener: socket.socket, on_stop: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT.
+def make_server(app: ASGIApp, on_stop: Callable[[], None]) -> Server:
+    """Return what serves the app (``run``) until SIGTERM or SIGINT; ``on_stop`` is called then.
 
     With ``FORWARDED_ALLOW_IPS`` (uvicorn's own variable) in the environment, the client's address is taken
     from ``X-Forwarded-For`` where a proxy named there sends it.
@@ -137,4 +137,4 @@ def serve(app: FastAPI, listener: socket.socket, on_stop: Callable[[], None]) ->
         timeout_graceful_shutdown=_GRACE,
         h11_max_incomplete_event_size=_LARGEST_HEADERS,
     )
-    Server(config, on_stop).run([listener])
+    return Server(config, on_stop)

@@ -136,7 +136,7 @@ async def _lead(leader: Leader) -> None:
     while True:
         try:
             await leader.run()
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was
             _log.exception("this head failed to lead, and tries again")
             await asyncio.sleep(_PAUSE)
 

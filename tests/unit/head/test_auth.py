@@ -68,7 +68,7 @@ def test_so_do_routes_that_do_not_exist(guarded: TestClient) -> None:
      f"Bearer {TOKEN[:-1]}", "Bearer \xe9"],
 )  # fmt: skip
 def test_a_wrong_token(guarded: TestClient, header: str) -> None:
-    answer = guarded.get("/v1/runs", headers={"Authorization": header.encode("latin-1")})
+    answer = guarded.get("/v1/runs", headers={b"Authorization": header.encode("latin-1")})
     assert answer.status_code == 401
     assert TOKEN not in answer.text
 

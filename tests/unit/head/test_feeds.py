@@ -86,7 +86,8 @@ class Reader:
         scope = {
             "type": "http", "asgi": {"spec_version": "2.3"}, "method": "GET", "path": path,
             "raw_path": path.encode(), "query_string": query.encode(), "headers": [], "scheme": "http",
-            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 11000), "http_version": "1.1", "root_path": "", "app": app,
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 11000), "http_version": "1.1",
+            "root_path": "", "app": app,
         }  # fmt: skip
         self.task = asyncio.create_task(app(scope, self._receive, self._send))
 

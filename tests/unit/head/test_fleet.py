@@ -8,6 +8,7 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
+from gym_queue.api import ServerRequest
 from gym_queue.fleet import registry
 from gym_queue.maintenance.reap import reap
 from gym_queue.settings import Settings
@@ -112,8 +113,8 @@ async def test_a_sweep_forgets_a_server_that_is_silent(
     ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     servers = registry.Registry(ledger, heartbeat_interval=30, timeout=300)
-    identity = await servers.register(registry.ServerRequest(**SERVER))  # type: ignore[arg-type]
-    await reap(ledger, Nobody(), worker_timeout=0.0)  # type: ignore[arg-type]
+    identity = await servers.register(ServerRequest.model_validate(SERVER))
+    await reap(ledger, Nobody(), worker_timeout=0.0)
     assert await ledger.leases() == []
     assert f"server {identity} was silent" in caplog.text
     assert not await servers.renew(identity)

@@ -118,7 +118,7 @@ def test_rollouts_that_are_none(client: TestClient, rollout: str) -> None:
 
 @pytest.mark.parametrize("key", ["", " ", "x" * 201, "ä", "a\tb"])
 def test_keys_that_are_none(client: TestClient, key: str) -> None:
-    headers = {"Idempotency-Key": key.encode()}
+    headers = {b"Idempotency-Key": key.encode()}
     sentence_of(client.post("/v1/runs", json={"model": "stub:"}, headers=headers))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 def watchers() -> Iterator[Watchers]:
     with ThreadPoolExecutor(2) as readers:
         yield Watchers(readers)
+
+
+async def looked(watchers: Watchers) -> None:
+    """Wait until all files were looked at from now on."""
+    looks = watchers.looks
+    await async_wait_until(lambda: watchers.looks > looks + 1)
 
 
 async def until_final(watchers: Watchers, run_dir: Path) -> list[int]:
@@ -43,9 +50,8 @@ async def test_all_hear_of_what_is_new(watchers: Watchers, tmp_path: Path) -> No
     await async_wait_until(lambda: watchers.users == 1000)
     await async_wait_until(lambda: watchers.looks > 1)
     for rows in (10, 20):
-        file.write(lambda rows=rows: Written(rows=rows))
-        looks = watchers.looks
-        await async_wait_until(lambda looks=looks: watchers.looks > looks + 1)
+        file.write(partial(Written, rows=rows))
+        await looked(watchers)
     file.write(lambda: Written(rows=20, state=RunState.ENDED))
     seen = await asyncio.gather(*followers)
     assert all(lengths == [0, 10, 20, 20] for lengths in seen)
@@ -86,8 +92,7 @@ async def test_what_cannot_be_read_is_tried_again(watchers: Watchers, tmp_path: 
         path = tmp_path / "progress.json"
         path.unlink()
         path.mkdir()
-        looks = watchers.looks
-        await async_wait_until(lambda: watchers.looks > looks + 1)
+        await looked(watchers)
         path.rmdir()
         file.write(lambda: Written(rows=2))
         await async_wait_until(lambda: watch.newest == Written(rows=2))
