@@ -14,8 +14,9 @@ import pytest
 from gym_queue import names
 from gym_queue.api import MixPart, RunRequest
 from gym_queue.coordinator.archive import is_being_written
+from gym_queue.coordinator.progress import ProgressFile
 from gym_queue.coordinator.run_folder import RunFolder
-from gym_queue.errors import LedgerError
+from gym_queue.errors import LedgerError, StorageError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.records import GroupPolicy, RunState
 from gym_queue.testing import async_wait_until
@@ -25,7 +26,10 @@ from tests.unit.small_stack import Stack, WatchedLedger, everything
 from tests.unit.test_inbox import body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from gym_queue.coordinator.progress import Written
 
 REQUEST = RunRequest(model="stub:", samples=2)
 
@@ -342,20 +346,26 @@ async def test_with_groups_enough_an_open_run_ends(tmp_path: Path) -> None:
     assert (view.state, view.groups.complete) == (RunState.ENDED, 3)
 
 
-async def test_what_a_leader_left_undone_after_the_last_row_is_done(
+async def test_the_last_metrics_are_there_when_a_run_is_said_to_be_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It died between the end of the run and its metrics."""
+    """Even if its leader dies just before."""
     stack = Stack()
     first = Head(stack, tmp_path)
+    write = ProgressFile.write
+
+    def dies(file: ProgressFile, look: Callable[[], Written]) -> None:
+        if look().final:
+            raise StorageError("killed")
+        write(file, look)
+
     async with stack.up():
-        async with first.up():
-            with monkeypatch.context() as patches:
-                patches.setattr("gym_queue.coordinator.driver.write_metrics", lambda *_: None)
+        with monkeypatch.context() as patches:
+            patches.setattr(ProgressFile, "write", dies)
+            async with first.up():
                 view = await first.submit(REQUEST, "a", "b")
-                await first.done(view.run_id)
-        (tmp_path / view.run_id / "done").unlink()
-        assert not (tmp_path / view.run_id / "rollouts.metrics.json").exists()
+                await first.waits_for(view.run_id, "killed")
+        assert metrics_of(first, view.run_id)["complete"] is True
         second = Head(stack, tmp_path)
         async with second.up():
             await second.done(view.run_id)
