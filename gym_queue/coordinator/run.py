@@ -137,11 +137,14 @@ class Coordinator:
             reopen=self._reopen,
             allowed=self._delivery.allowed if groups else None,
         )
-        self._aggregator = Aggregator(
-            ledger=ledger,
-            run_id=spec.run_id,
-            archive=archive,
-            metrics=metrics,
+        self._aggregator = self._new_aggregator()
+
+    def _new_aggregator(self) -> Aggregator:
+        return Aggregator(
+            ledger=self._ledger,
+            run_id=self._spec.run_id,
+            archive=self._archive,
+            metrics=self._metrics,
             done=self._is_done,
             restless=self._is_restless,
             delivery=self._delivery,

@@ -6,7 +6,7 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gym_queue.coordinator.driver import Means
 from gym_queue.coordinator.leader import Leader
@@ -120,6 +120,12 @@ class Head:
             return words in ((await self.runs.show(run_id)).waiting_for or "")
 
         await async_wait_until(said, 20, what=f"run {run_id} to wait for {words}")
+
+    def metrics(self, run_id: str) -> dict[str, Any]:
+        """Return what the run's file of metrics says."""
+        content = (self.folder / run_id / "rollouts.metrics.json").read_text()
+        metrics: dict[str, Any] = json.loads(content)
+        return metrics
 
     def places(self, run_id: str) -> list[tuple[int, int]]:
         """Return example and sample of each row in the run's files, sorted."""
