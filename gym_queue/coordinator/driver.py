@@ -180,7 +180,7 @@ class Driver:
             groups=groups,
             cancel_samples=partial(means.cancel_samples, spec),
             progress=ProgressFile(self._folder.paths.run_dir),
-            paused=lambda: self._wish is RunState.PAUSED,
+            paused=self._is_to_pause,
             on_end=file.write,
         )
         with suppress(Cancelled):
@@ -206,9 +206,12 @@ class Driver:
             await patiently(partial(self._means.cancel, self.run_id))
         elif wish is RunState.PAUSED or before is RunState.PAUSED:
             status = await patiently(partial(ledger.run, self.run_id))
-            other = RunState.OPEN if wish is RunState.PAUSED else RunState.PAUSED
-            if status is not None and status.state is other:
-                await patiently(partial(ledger.set_run_state, self.run_id, wish))
+            now = await asyncio.to_thread(self._folder.wish)  # what was just resumed must not be paused again
+            if status is not None and {status.state, now} == {RunState.OPEN, RunState.PAUSED}:
+                await patiently(partial(ledger.set_run_state, self.run_id, now))
+
+    async def _is_to_pause(self) -> bool:
+        return await asyncio.to_thread(self._folder.wish) is RunState.PAUSED
 
     async def _say(self, sentence: str | None, level: int) -> None:
         """Say what the run waits for, to those who look at it and in the log."""

@@ -95,7 +95,7 @@ class Coordinator:
         groups: Groups | None = None,
         cancel_samples: Callable[[Mapping[int, str]], Awaitable[object]] | None = None,
         progress: ProgressFile | None = None,
-        paused: Callable[[], bool] = lambda: False,
+        paused: Callable[[], Awaitable[bool]] | None = None,
         on_end: Callable[[RunMetrics, RunState], Awaitable[object]] | None = None,
     ) -> None:
         self._ledger = ledger
@@ -226,7 +226,7 @@ class Coordinator:
     async def _make(self) -> None:
         """Let the ledger know the run, if it does not."""
         await self._ledger.open_run(self._spec, self._spec.run_id)
-        if self._paused():
+        if self._paused and await self._paused():
             await self._ledger.set_run_state(self._spec.run_id, RunState.PAUSED)
 
     async def _set_open(self, run_id: str) -> bool:

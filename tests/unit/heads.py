@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from gym_queue.api import RunRequest, RunView
     from gym_queue.environments.base import Environment
+    from gym_queue.ledger.base import Ledger
     from gym_queue.records import RunState
 
 SETTINGS = Settings()
@@ -53,12 +54,21 @@ def environments(name: str) -> Environment:
 
 
 class Head:
-    """One head. ``quiet``: its leader learns of runs from the folder only, as of those of other heads."""
+    """One head. ``quiet``: its leader learns of runs from the folder only, as of those of other heads.
+    ``ledger``: as this head sees it.
+    """
 
     def __init__(
-        self, stack: Stack, folder: Path, *, expected: int = 0, term: float = 60.0, quiet: bool = False
+        self,
+        stack: Stack,
+        folder: Path,
+        *,
+        expected: int = 0,
+        term: float = 60.0,
+        quiet: bool = False,
+        ledger: Ledger | None = None,
     ) -> None:
-        ledger = stack.ledger
+        ledger = ledger or stack.ledger
         cancel = partial(cancel_run, ledger, reason="the run was cancelled")
         self.folder = folder
         self.runs = Runs(
