@@ -115,8 +115,8 @@ def _depth(value: Any) -> int:
     depth, level = 0, [value]
     while level:
         depth += 1
-        inside = (child for outer in level for child in (outer.values() if isinstance(outer, dict) else outer))
-        level = [child for child in inside if isinstance(child, dict | list)]
+        inside = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [child for children in inside for child in children if isinstance(child, dict | list)]
     return depth
 
 

@@ -45,8 +45,8 @@ class FailureList(Record):
 
 @router.get("/v1/runs/{run_id}/metrics", summary="Metrics so far", responses=responses(404, 422))
 async def metrics(services: Services, run_id: RunId) -> RunMetrics:
-    """Sum up what has ended: rewards, pass@k, tokens, latency by stage, failures by class. While the run goes on
-    the numbers may be some seconds old; those of one that has ended are the last.
+    """Sum up what has ended: rewards, pass@k, tokens, latency by stage, failures by class. While the run goes
+    on the numbers may be some seconds old; those of one that has ended are the last.
     """
     view = await services.runs.show(run_id)
     found = await services.read(_read_metrics, services.folder(run_id).paths.metrics)

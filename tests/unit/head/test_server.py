@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -70,12 +70,14 @@ async def test_a_request_that_never_comes_whole_is_not_waited_for(begun: bytes) 
 async def test_one_that_comes_byte_by_byte_neither() -> None:
     async with serving() as port, connection(port) as (reader, writer):
         gone = asyncio.create_task(reader.read())
-        for byte in ASKED[:-2] * 1000:
+        for byte in b"GET / HTTP/1.1\r\nX: " + b"x" * 10_000:
             writer.write(bytes([byte]))
             await asyncio.wait({gone}, timeout=0.01)
             if gone.done():
                 break
-        assert await asyncio.wait_for(gone, 10.0) == b""
+        assert gone.done()
+        with suppress(ConnectionResetError):  # of bytes that came too late
+            assert gone.result() == b""
 
 
 async def test_one_that_is_whole_is_answered_after_another() -> None:
