@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,22 @@ def test_a_port_that_is_taken() -> None:
         assert address_of(listener) == f"http://127.0.0.1:{port}"
         with pytest.raises(UsageError, match=rf"port {port}: Address already in use"):
             listen("127.0.0.1", port)
+
+
+async def test_answers_go_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = []
+    made = Protocol.connection_made
+
+    def connection_made(self: Protocol, transport: asyncio.Transport) -> None:
+        connected = transport.get_extra_info("socket")
+        options.append(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(self, transport)
+
+    monkeypatch.setattr(Protocol, "connection_made", connection_made)
+    async with serving() as port, connection(port) as (reader, writer):
+        writer.write(ASKED)
+        await asyncio.wait_for(reader.readexactly(1), 10.0)
+    assert options == [1], "Nagle's algorithm would hold back the second piece of each answer"
 
 
 def test_an_address_that_is_none() -> None:
