@@ -28,6 +28,11 @@ def runs_key() -> str:
     return f"{KEY_PREFIX}:runs"
 
 
+def totals_key() -> str:
+    """Hash: the counters of all runs that were forgotten, summed up."""
+    return f"{KEY_PREFIX}:totals"
+
+
 def idempotency_key(key: str) -> str:
     """String: id of the run that was submitted under this idempotency key."""
     return f"{KEY_PREFIX}:idempotency:{key}"

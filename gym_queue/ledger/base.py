@@ -17,6 +17,7 @@ from gym_queue.records import Example, Fence, Record, RunSpec, Stage, Summary, T
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gym_queue.census import Census
     from gym_queue.records import Group, RunState, RunStatus
 
 
@@ -337,6 +338,10 @@ class Ledger(Protocol):
 
     async def drop_lease(self, worker: str) -> None:
         """Forget a worker that is gone, once it owns nothing."""
+        ...
+
+    async def census(self) -> Census:
+        """Count what is known of all runs, those that were forgotten included, at one moment."""
         ...
 
     async def close(self) -> None:

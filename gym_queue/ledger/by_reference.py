@@ -128,6 +128,7 @@ class ByReference:
         self.leases = inner.leases
         self.claimed = inner.claimed
         self.drop_lease = inner.drop_lease
+        self.census = inner.census
         self.close = inner.close
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:

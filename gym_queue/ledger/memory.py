@@ -26,6 +26,7 @@ from gym_queue.ledger.base import (
     kept_reason,
     next_ticket,
 )
+from gym_queue.ledger.memory_census import MemoryCensus
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
 from gym_queue.records import Fence, RunSpec, RunState, RunStatus, Stage
 
@@ -68,10 +69,11 @@ class _Run:
         self.status = self.status.model_copy(update=values)
 
 
-class MemoryLedger:
+class MemoryLedger(MemoryCensus):
     """``gym_queue.ledger.base.Ledger`` in memory. Every method runs without a pause, so each is atomic."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
         self._clock = clock
         self._runs: dict[str, _Run] = {}
         self._keys: dict[str, str] = {}
@@ -127,6 +129,7 @@ class MemoryLedger:
         """See ``Ledger.forget_run``."""
         if run := self._runs.pop(run_id, None):
             self._keys.pop(run.key, None)
+            self._count_gone(run.status)
         for tickets in (self._waiting, self._delayed):
             for ticket in [ticket for ticket in tickets if ticket.run_id == run_id]:
                 del tickets[ticket]
@@ -229,6 +232,7 @@ class MemoryLedger:
         run.position += 1
         run.results[run.position] = Event(position=str(run.position), summary=summary, row=ended.row)
         run.count(**{summary.state: 1})
+        self._count_end(run.status.spec.run_id, summary)
         group = run.groups[summary.example_index]
         ending = _Sample(since=group.accepted_at, state=RolloutState(summary.state), attempt=0)
         group.samples[summary.sample_index] = ending
