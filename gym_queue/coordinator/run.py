@@ -16,6 +16,7 @@ from gym_queue.coordinator.sidework import beside
 from gym_queue.coordinator.window import Window
 from gym_queue.errors import GymQueueError, LedgerError
 from gym_queue.records import Record, RunState, Stage
+from gym_queue.telemetry.story import speak_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -148,6 +149,7 @@ class Coordinator:
 
     async def _work(self) -> None:
         """Open the run, feed and aggregate it to its end, and let the ledger forget it."""
+        speak_of(self._spec.run_id)
         await patiently(self._open)
         async with beside(self._feeder.run(), self._watch()) as during:
             await during(self._aggregator.run())

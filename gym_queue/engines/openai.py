@@ -35,6 +35,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from gym_queue.engines.base import Completion
 from gym_queue.errors import EngineSetupError, EngineUnavailableError, ModelError
 from gym_queue.records import Usage
+from gym_queue.telemetry.story import outside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -151,7 +152,7 @@ class OpenAIEngine:
     async def _served_name(self) -> str:
         if self._name is None:
             if self._naming is None or self._naming.done():  # done and still no name: it failed, so ask again
-                self._naming = asyncio.create_task(self._ask_name())
+                self._naming = outside(self._ask_name())
                 self._naming.add_done_callback(_mark_as_seen)
             self._name = await asyncio.shield(self._naming)
         return self._name

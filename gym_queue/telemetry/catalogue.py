@@ -118,3 +118,47 @@ FLEET = (
     REPUBLISHED,
     DROPPED,
 )
+
+# --- of one process: the port of a worker or of beat --------------------------------------------------------
+
+READY = _gauge("ready", "1 if /ready answers 200, else 0.", "role")
+
+WORKER_INFO = _gauge("worker_info", "Always 1; its labels name the worker.", "worker", "kind", "node")
+WORKER_SLOTS = _gauge(
+    "worker_slots", "Slots of this worker by whether they are in use (CPU workers count tickets).", "state"
+)
+SILENCE = _gauge("worker_lease_age_seconds", "Seconds since this worker renewed its lease.")
+STAGE_SECONDS = Definition(
+    "gym_queue_worker_stage_seconds",
+    "histogram",
+    "Seconds that a rollout spent in a stage that it passed here; total: from acceptance to its end.",
+    ("stage",),
+)
+ATTEMPTS = _counter(
+    "worker_attempts", "Attempts that this worker claimed, by what came of them.", "stage", "outcome"
+)
+WORKER_TOKENS = _counter(
+    "worker_tokens", "Tokens of what this worker generated, by the engine's count.", "kind"
+)
+
+_GPU = ("gpu", "name", "uuid")
+GPU_USE = _gauge("gpu_utilization_ratio", "Share of the last moments that the GPU was busy, 0 to 1.", *_GPU)
+GPU_MEMORY_USED = _gauge("gpu_memory_used_bytes", "Memory of the GPU in use, by whomever.", *_GPU)
+GPU_MEMORY_TOTAL = _gauge("gpu_memory_total_bytes", "Memory of the GPU.", *_GPU)
+
+WORKER = (
+    READY,
+    WORKER_INFO,
+    WORKER_SLOTS,
+    SILENCE,
+    STAGE_SECONDS,
+    ATTEMPTS,
+    WORKER_TOKENS,
+    GPU_USE,
+    GPU_MEMORY_USED,
+    GPU_MEMORY_TOTAL,
+)
+
+SWEEPS = _counter("beat_sweeps", "Sweeps that were due, by whether the broker took the message.", "outcome")
+
+BEAT = (READY, SWEEPS)
