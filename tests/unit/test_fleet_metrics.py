@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from gym_queue.census import Census, Fleet, Line, Totals, WorkerStanding
 from gym_queue.errors import BrokerError, LedgerError
 from gym_queue.ledger.memory import MemoryLedger
@@ -14,8 +12,9 @@ from gym_queue.maintenance import survey
 from gym_queue.maintenance.survey import FleetMetrics
 from gym_queue.records import FailureClass, RunState, Stage
 from gym_queue.telemetry import catalogue
-from gym_queue.telemetry.exposition import exposed
 from gym_queue.telemetry.fleet_metrics import families
+from tests.unit.prometheus import samples
+from tests.unit.prometheus import shown as numbers
 
 if TYPE_CHECKING:
     import pytest
@@ -52,18 +51,8 @@ WORKERS = (
 FLEET = Fleet(census=CENSUS, workers=WORKERS, depths={Stage.GENERATE: 13, Stage.VERIFY: 0})
 
 
-def samples(text: bytes) -> dict[str, float]:
-    """Return what Prometheus would store, by name and labels (in the order of their names)."""
-    shown = {}
-    for family in text_string_to_metric_families(text.decode()):
-        for name, labels, value, *_ in family.samples:
-            inside = ",".join(f"{key}={label}" for key, label in sorted(labels.items()))
-            shown[f"{name}{{{inside}}}" if inside else name] = value
-    return shown
-
-
 def test_a_fleet_is_shown_in_numbers() -> None:
-    shown = samples(exposed(families(FLEET)))
+    shown = numbers(families(FLEET))
     assert {
         "gym_queue_ledger_up": 1,
         "gym_queue_broker_up": 1,
@@ -163,4 +152,4 @@ async def test_a_ledger_that_is_away_or_silent_is_a_number_too() -> None:
 
     fleet = await survey.survey(Away(), Broker(), patience=0.01)
     assert (fleet.census, fleet.workers) == (None, None)
-    assert samples(exposed(families(fleet)))["gym_queue_ledger_up"] == 0
+    assert numbers(families(fleet))["gym_queue_ledger_up"] == 0
