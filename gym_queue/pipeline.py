@@ -238,25 +238,24 @@ class Pipeline:
         limits = spec.limits
         began = max(sample.accepted_at, claim.opened_at)
         left = began + limits.rollout_timeout - claim.claimed_at
-        story = Story(
-            fence=sample.fence,
-            accepted_at=sample.accepted_at,
-            queued_at=sample.queued_at,
-            claimed_at=claim.claimed_at,
-            recorded=bool(self._observers),
-        )
-        with about(story):
+        story = _story(claim, sample) if self._observers else None
+        with about(story or sample.fence):
             _log.debug("claimed")
             try:
                 outcome = await self._stages.outcome(spec, claim, sample, left)
                 with step("commit"):
                     receipt = await self._commit(sample.fence, outcome, limits.store_timeout)
-                story.outcome = _result(outcome, receipt)
-                story.summary = outcome.summary if isinstance(outcome, Ended) else None
-                _log.debug("committed: %s", story.outcome)
+                _log.debug("committed: %s", result := _result(outcome, receipt))
+                if story is not None:
+                    story.outcome = result
+                    story.summary = outcome.summary if isinstance(outcome, Ended) else None
             finally:
-                for observer in self._observers:
-                    observer.observe(story)
+                if story is not None:
+                    self._tell(story)
+
+    def _tell(self, story: Story) -> None:
+        for observer in self._observers:
+            observer.observe(story)
 
     async def _commit(self, fence: Fence, outcome: Outcome, patience: float) -> Receipt | None:
         """Write the outcome, and publish what follows. A ledger that is away is waited for, ``patience``
@@ -289,6 +288,15 @@ class Pipeline:
         if trouble not in self._trouble:
             self._trouble.add(trouble)
             _log.warning("%s", sentence)
+
+
+def _story(claim: Claim, sample: ClaimedSample) -> Story:
+    return Story(
+        fence=sample.fence,
+        accepted_at=sample.accepted_at,
+        queued_at=sample.queued_at,
+        claimed_at=claim.claimed_at,
+    )
 
 
 def _result(outcome: Outcome, receipt: Receipt | None) -> str:

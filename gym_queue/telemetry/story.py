@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from gym_queue.records import Fence, Summary, Ticket, Usage, rollout_id
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine
     from types import TracebackType
 
 _Result = TypeVar("_Result")
@@ -34,12 +34,11 @@ class Step(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Story:
-    """One attempt in this process, from its claim on.
+    """One attempt in this process, from its claim on, for those who want to know (else nobody writes one).
 
     Args:
         fence: which attempt.
         accepted_at, queued_at, claimed_at: Unix seconds on the ledger's clock.
-        recorded: keep its steps, for somebody wants them.
         began: ``time.monotonic()`` at ``claimed_at``.
         steps: what it did, in the order in which that ended.
         outcome: ``generated`` (its verification is queued), ``succeeded``, ``failed``, ``retried``,
@@ -53,7 +52,6 @@ class Story:
     accepted_at: float
     queued_at: float
     claimed_at: float
-    recorded: bool = False
     began: float = field(default_factory=time.monotonic)
     steps: list[Step] = field(default_factory=list)
     outcome: str = "stopped"
@@ -80,14 +78,19 @@ Subject = Story | Fence | Ticket | str | None
 _subject: ContextVar[Subject] = ContextVar("gym_queue_subject", default=None)
 
 
-@contextmanager
-def about(subject: Subject) -> Iterator[None]:
+class about:  # noqa: N801 - used as a function; a generator would cost each rollout a microsecond more
     """Let what is said in the block, and by tasks that it starts, be about this."""
-    token = _subject.set(subject)
-    try:
-        yield
-    finally:
-        _subject.reset(token)
+
+    __slots__ = ("_subject", "_token")
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def __enter__(self) -> None:
+        self._token = _subject.set(self._subject)
+
+    def __exit__(self, *_: object) -> None:
+        _subject.reset(self._token)
 
 
 def speak_of(subject: Subject) -> None:
@@ -105,7 +108,7 @@ def outside(work: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
 def step(name: str) -> AbstractContextManager[Any]:
     """Let the block be a step of the attempt that this is about, if there is one whose steps are kept."""
     story = _subject.get()
-    return _Step(story, name) if isinstance(story, Story) and story.recorded else _NOTHING
+    return _Step(story, name) if isinstance(story, Story) else _NOTHING
 
 
 class _Step:

@@ -18,6 +18,7 @@ from gym_queue.pipeline import Pipeline
 from gym_queue.settings import Settings
 from gym_queue.telemetry.logging import configure_process
 from gym_queue.telemetry.machine import machine
+from gym_queue.telemetry.tracing import make_tracer
 from gym_queue.worker.asyncio_pool import FollowPrefetch
 from gym_queue.worker.caretaker import Caretaker, SweepWhenTold, TakeCare
 from gym_queue.worker.port import OpenPort, WorkerPort
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gym_queue.engines.base import Engine
     from gym_queue.pipeline import Attempt
     from gym_queue.records import Fence, Ticket
+    from gym_queue.telemetry.story import Observer
     from gym_queue.worker.prefork_pool import ChildEndedError
 
 
@@ -97,7 +99,9 @@ class Worker:
 
     def _make_pipeline(self, **options: Any) -> Pipeline:
         ledger, broker = assembly.make_ledger(self.settings), CeleryBroker(self.app)
-        observers = [self.port.meter] if self.port else []
+        observers: list[Observer] = [self.port.meter] if self.port else []
+        if tracer := make_tracer(self.kind, self.name):
+            observers.append(tracer)
         return Pipeline(
             *(ledger, broker, self._engine, assembly.make_environment, self.name),
             observers=observers,
