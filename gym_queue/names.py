@@ -96,3 +96,13 @@ def leases_key() -> str:
 def worker_key(worker: str) -> str:
     """Hash: what a worker says of itself with each heartbeat."""
     return f"{KEY_PREFIX}:worker:{worker}"
+
+
+def probes_key() -> str:
+    """Hash: when a worker was asked to say that it is there, by worker, while it has not."""
+    return f"{KEY_PREFIX}:probes"
+
+
+def round_trips_key() -> str:
+    """Hash: how many seconds the last such question was on its way, by worker."""
+    return f"{KEY_PREFIX}:round_trips"

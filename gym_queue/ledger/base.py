@@ -164,11 +164,16 @@ class Event(Record):
 
 
 class Lease(Record):
-    """One worker as its last heartbeat described it. ``age`` is seconds since then."""
+    """One worker as its last heartbeat described it. ``age`` is seconds since then.
+
+    ``round_trip`` is how many seconds its last probe took or, if that is more, how long ago one was sent that
+    it has not answered; ``None`` if it was never probed.
+    """
 
     worker: str
     age: float
     info: dict[str, str]
+    round_trip: float | None = None
 
 
 def fence_of(ticket: Ticket, sample_index: int, worker: str) -> Fence:
@@ -338,6 +343,16 @@ class Ledger(Protocol):
 
     async def drop_lease(self, worker: str) -> None:
         """Forget a worker that is gone, once it owns nothing."""
+        ...
+
+    async def probe(self) -> int:
+        """Ask all workers that hold a lease to say that they are there, but those that were asked already and
+        have not answered. Returns how many.
+        """
+        ...
+
+    async def answer_probe(self, worker: str) -> bool:
+        """Say that a worker is there, and how long that took. Returns false if nobody asked."""
         ...
 
     async def census(self) -> Census:

@@ -363,7 +363,10 @@ class MemoryLedger(MemoryCensus):
     async def leases(self) -> list[Lease]:
         """See ``Ledger.leases``."""
         now = self._clock()
-        return [Lease(worker=worker, age=now - at, info=info) for worker, (at, info) in self._leases.items()]
+        return [
+            Lease(worker=worker, age=now - at, info=info, round_trip=self._round_trip(worker))
+            for worker, (at, info) in self._leases.items()
+        ]
 
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
         """See ``Ledger.owned``."""
@@ -399,6 +402,7 @@ class MemoryLedger(MemoryCensus):
         if not self._claims.get(worker):
             self._leases.pop(worker, None)
             self._claims.pop(worker, None)
+            self._forget_probes(worker)
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -1,4 +1,4 @@
-"""What the ledger in memory counts over all runs."""
+"""What the ledger in memory counts over all runs, and how it probes workers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ class MemoryCensus:
     _runs: dict[str, Any]
     _waiting: dict[Ticket, float]
     _delayed: dict[Ticket, float]
+    _leases: dict[str, tuple[float, dict[str, str]]]
 
     def __init__(self) -> None:
         self._gone: Counter[str] = Counter()
         self._ends: dict[str, Counter[str]] = {}
+        self._asked: dict[str, float] = {}
+        self._round_trips: dict[str, float] = {}
 
     def _count_end(self, run_id: str, summary: Summary) -> None:
         """Count what a run's status does not."""
@@ -60,3 +63,25 @@ class MemoryCensus:
             delayed=len(self._delayed),
             waiting=lines,
         )
+
+    async def probe(self) -> int:
+        """See ``Ledger.probe``."""
+        asked = dict.fromkeys(self._leases.keys() - self._asked.keys(), self._clock())
+        self._asked |= asked
+        return len(asked)
+
+    async def answer_probe(self, worker: str) -> bool:
+        """See ``Ledger.answer_probe``."""
+        at = self._asked.pop(worker, None)
+        if at is not None:
+            self._round_trips[worker] = self._clock() - at
+        return at is not None
+
+    def _round_trip(self, worker: str) -> float | None:
+        known = [self._round_trips[worker]] if worker in self._round_trips else []
+        asked = [self._clock() - self._asked[worker]] if worker in self._asked else []
+        return max(known + asked, default=None)
+
+    def _forget_probes(self, worker: str) -> None:
+        self._asked.pop(worker, None)
+        self._round_trips.pop(worker, None)

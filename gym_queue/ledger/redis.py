@@ -234,7 +234,17 @@ class RedisLedger(RedisViews):
     async def drop_lease(self, worker: str) -> None:
         """See ``Ledger.drop_lease``."""
         keys = [names.leases_key(), names.worker_key(worker), names.claims_key(worker)]
+        keys += [names.probes_key(), names.round_trips_key()]
         await self._run_script("drop_lease", keys, worker)
+
+    async def probe(self) -> int:
+        """See ``Ledger.probe``."""
+        return int(await self._run_script("probe", [names.leases_key(), names.probes_key()]))
+
+    async def answer_probe(self, worker: str) -> bool:
+        """See ``Ledger.answer_probe``."""
+        keys = [names.probes_key(), names.round_trips_key()]
+        return bool(await self._run_script("answer_probe", keys, worker))
 
     async def census(self) -> Census:
         """See ``Ledger.census``."""

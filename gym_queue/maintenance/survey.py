@@ -61,6 +61,7 @@ def _standing(lease: Lease) -> WorkerStanding:
         age=lease.age,
         slots=int(lease.info.get("slots") or 0),
         used=int(lease.info.get("used") or 0),
+        round_trip=lease.round_trip,
     )
 
 

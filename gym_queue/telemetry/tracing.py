@@ -57,9 +57,8 @@ def _configured() -> Any:
     """Return the SDK's provider that somebody else has set for this process, if any."""
     api = sys.modules.get("opentelemetry.trace")
     provider = api.get_tracer_provider() if api else None
-    return (
-        provider if hasattr(provider, "sampler") else None
-    )  # the API's own provider has none: it does nothing
+    # The API's own provider, which does nothing, has no sampler.
+    return provider if hasattr(provider, "sampler") else None
 
 
 def _make_provider(role: str, worker: str) -> Any:

@@ -156,6 +156,7 @@ class Caretaker:
                 await self._renew()
             if revoked := await self._pulse.revoked(self._ward.name, _MANY):
                 self._ward.drop(revoked)
+            await self._pulse.answer_probe(self._ward.name)
         except LedgerError:  # it says so itself, once
             return
         except Exception:  # noqa: BLE001 - whatever it was: without a lease the worker loses all its work

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import signal
 import socket
 import textwrap
 import urllib.error
@@ -18,7 +20,9 @@ import redis
 
 from gym_queue.embedded.redis import RedisServer
 from gym_queue.maintenance.survey import FleetMetrics
+from gym_queue.telemetry.tracing import trace_id_of
 from gym_queue.testing import async_wait_until
+from tests.integration.collector import Collector
 from tests.integration.fleet import IMPATIENT, Fleet
 from tests.unit.prometheus import samples
 
@@ -119,6 +123,36 @@ async def test_workers_show_what_they_do_while_they_are_saturated(redis_url: str
         assert shown["gym_queue_rollouts_ended_total{state=succeeded}"] == 24
         assert shown["gym_queue_tokens_total{kind=prompt}"] == sum(one.prompt_tokens for one in usage)
         assert shown["gym_queue_rollouts{state=queued}"] == shown["gym_queue_rollouts{state=in_flight}"] == 0
+
+
+async def test_the_round_trip_to_a_worker_grows_while_it_does_not_answer(
+    redis_url: str, tmp_path: Path
+) -> None:
+    variables = IMPATIENT | {"WORKER_TIMEOUT": 60, "GYM_QUEUE_CONCURRENCY": 2}
+    async with Fleet(redis_url, tmp_path, **variables) as fleet:
+        await fleet.start("gpu", "cpu", "beat")
+        run = await fleet.submit([{"wait": True}] * 8)  # saturated all the while
+        await fleet.in_flight("gpu", 2)
+        worker = await fleet.worker("gpu")
+        sample = f"gym_queue_worker_round_trip_seconds{{kind=gpu,worker={worker}}}"
+
+        async def shown() -> float:
+            numbers = samples(await FleetMetrics(fleet.ledger, fleet.broker).render())
+            return numbers.get(sample, math.nan)
+
+        async def answered() -> bool:
+            return await shown() < 1.9
+
+        async def overdue() -> bool:
+            return await shown() > 2.0  # its caretaker looks once a second
+
+        await async_wait_until(answered, 30, what="a probe to be answered")
+        fleet.signal("gpu", signal.SIGSTOP)
+        await async_wait_until(overdue, 30, what="a probe to stay unanswered")
+        fleet.signal("gpu", signal.SIGCONT)
+        await async_wait_until(answered, 30, what="the next probe to be answered")
+        fleet.gate.touch()
+        await fleet.collect(run)
 
 
 async def test_a_worker_whose_event_loop_is_blocked_answers(redis_url: str, tmp_path: Path) -> None:
@@ -238,3 +272,20 @@ async def test_the_life_of_a_rollout_can_be_followed_and_no_log_tells_a_secret(t
         assert text, f"{name} said nothing"
         for secret in (PASSWORD, TOKEN):
             assert secret not in text, f"{name} tells a secret"
+
+
+async def test_spans_of_both_workers_meet_in_one_trace_at_a_collector(redis_url: str, tmp_path: Path) -> None:
+    with Collector() as collector:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": 100}
+        async with Fleet(redis_url, tmp_path, **variables) as fleet:
+            await fleet.start("gpu", "cpu")
+            await fleet.collect(await fleet.submit([{"queued": True}] * 3))
+
+            def ended() -> bool:
+                return sum(name == "rollout" for _, _, name in list(collector.spans)) == 3
+
+            await async_wait_until(ended, 30, what="the spans of three rollouts")
+    for index in range(3):
+        trace = f"{trace_id_of(f'run.{index}.0'):032x}"
+        found = {(role, name) for role, trace_id, name in collector.spans if trace_id == trace}
+        assert {("gpu", "queued"), ("gpu", "generate"), ("cpu", "verify"), ("cpu", "rollout")} <= found
