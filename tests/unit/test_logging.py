@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import os
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -194,3 +196,17 @@ def test_nothing_is_starred_out_without_secrets(capsys: pytest.CaptureFixture[st
     configure("INFO", secrets=secrets_of(Settings(redis_url="redis://:abc@host/0")))  # too short to be one
     logging.getLogger("gym_queue").info("the abc of it")
     assert "the abc of it" in capsys.readouterr().err
+
+
+def test_the_reference_lists_the_keys_of_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("INFO", form="json")
+    with about(FENCE):
+        try:
+            int("no")
+        except ValueError:
+            logging.getLogger("gym_queue").exception("oh")
+    (line,) = lines(capsys)
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "logs.md").read_text()
+    table = page[page.index("| key |") : page.index("Lines of engines")]
+    listed = re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines() if "|" in row))
+    assert sorted(line) == sorted(listed)
