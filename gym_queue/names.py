@@ -8,6 +8,8 @@ ROLLOUT_QUEUE = "rollouts.default"
 VERIFY_QUEUE = "verify.default"
 MAINTENANCE_QUEUE = "maintenance"
 
+COORDINATOR_OFFICE = "coordinator"
+
 GENERATE_TASK = "gym_queue.generate"
 VERIFY_TASK = "gym_queue.verify"
 SWEEP_TASK = "gym_queue.sweep"
@@ -81,6 +83,11 @@ def written_key(worker: str) -> str:
     known when it comes again. Expires.
     """
     return f"{KEY_PREFIX}:written:{worker}"
+
+
+def office_key(office: str) -> str:
+    """String: who holds an office, of which there is one holder at a time. Expires with its term."""
+    return f"{KEY_PREFIX}:office:{office}"
 
 
 def leases_key() -> str:

@@ -352,6 +352,19 @@ class Ledger(Protocol):
         """Return the newest weights announced for a model, ``None`` if none ever were."""
         ...
 
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """Take an office for ``term`` seconds from now (at least a millisecond), or hold it for longer.
+        Returns false while another holds it.
+
+        Between two processes it decides who works, not what counts: a holder may learn late that its term
+        is over, so whatever it does must be safe if two do it.
+        """
+        ...
+
+    async def resign(self, office: str, holder: str) -> None:
+        """Give an office back before its term is over. Does nothing if another holds it."""
+        ...
+
     async def close(self) -> None:
         """Close connections. The ledger cannot be used afterwards."""
         ...

@@ -130,6 +130,8 @@ class ByReference:
         self.drop_lease = inner.drop_lease
         self.announce = inner.announce
         self.weights = inner.weights
+        self.lead = inner.lead
+        self.resign = inner.resign
         self.close = inner.close
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:

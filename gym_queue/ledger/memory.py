@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from gym_queue.errors import ConflictError
@@ -19,20 +20,25 @@ from gym_queue.ledger.base import (
     kept_reason,
     next_ticket,
 )
+from gym_queue.ledger.memory_offices import MemoryOffices
 from gym_queue.ledger.memory_views import KeptGroup, KeptRun, KeptSample, MemoryViews
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
 from gym_queue.records import Fence, RunSpec, RunState, RunStatus, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gym_queue.records import Group, Ticket, Weights
 
 _FINAL = (RunState.CANCELLED, RunState.ENDED)
 
 
-class MemoryLedger(MemoryViews):
+class MemoryLedger(MemoryViews, MemoryOffices):
     """``gym_queue.ledger.base.Ledger`` in memory. Every method runs without a pause, so each is atomic."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        MemoryViews.__init__(self, clock)
+        MemoryOffices.__init__(self, clock)
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
         """See ``Ledger.open_run``."""

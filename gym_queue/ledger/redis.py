@@ -238,6 +238,15 @@ class RedisLedger(RedisViews):
         said = weights.model, weights.version, secrets.token_hex(4), weights.uri
         return bool(await self._run_script("announce", [names.weights_key()], *said))
 
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """See ``Ledger.lead``."""
+        milliseconds = max(1, round(term * 1000))
+        return bool(await self._run_script("lead", [names.office_key(office)], holder, milliseconds))
+
+    async def resign(self, office: str, holder: str) -> None:
+        """See ``Ledger.resign``."""
+        await self._run_script("resign", [names.office_key(office)], holder)
+
     async def close(self) -> None:
         """See ``Ledger.close``."""
         await self._edge.close()
