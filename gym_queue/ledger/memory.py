@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from gym_queue.errors import ConflictError
@@ -20,25 +19,20 @@ from gym_queue.ledger.base import (
     kept_reason,
     next_ticket,
 )
-from gym_queue.ledger.memory_offices import MemoryOffices
 from gym_queue.ledger.memory_views import KeptGroup, KeptRun, KeptSample, MemoryViews
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
 from gym_queue.records import Fence, RunSpec, RunState, RunStatus, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from gym_queue.records import Group, Ticket, Weights
 
 _FINAL = (RunState.CANCELLED, RunState.ENDED)
 
 
-class MemoryLedger(MemoryViews, MemoryOffices):
+class MemoryLedger(MemoryViews):
     """``gym_queue.ledger.base.Ledger`` in memory. Every method runs without a pause, so each is atomic."""
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        MemoryViews.__init__(self, clock)
-        MemoryOffices.__init__(self, clock)
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
         """See ``Ledger.open_run``."""
@@ -253,6 +247,20 @@ class MemoryLedger(MemoryViews, MemoryOffices):
             return False
         self._weights[weights.model] = weights
         return True
+
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """See ``Ledger.lead``."""
+        now = self._clock()
+        standing, until = self._offices.get(office, (holder, now))
+        if standing != holder and now < until:
+            return False
+        self._offices[office] = holder, now + term
+        return True
+
+    async def resign(self, office: str, holder: str) -> None:
+        """See ``Ledger.resign``."""
+        if self._offices.get(office, ("", 0.0))[0] == holder:
+            del self._offices[office]
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -10,7 +10,7 @@ from gym_queue.ledger.base import Event, Lease, OpenRollout, OwnedAttempt, Where
 from gym_queue.lifecycle import TERMINAL, WAITING_STATE, RolloutState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gym_queue.records import Example, Fence, RunStatus, Stage, Ticket, Weights
 
@@ -66,6 +66,7 @@ class MemoryViews:
         self._revoked: dict[str, list[Fence]] = {}
         self._leases: dict[str, tuple[float, dict[str, str]]] = {}
         self._weights: dict[str, Weights] = {}
+        self._offices: dict[str, tuple[str, float]] = {}  # who holds it, and until when
         self._changed = asyncio.Condition()
 
     def _find(
@@ -84,7 +85,9 @@ class MemoryViews:
         """See ``Ledger.runs``."""
         return sorted((run.status for run in self._runs.values()), key=lambda status: -status.spec.priority)
 
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``."""
         run = self._runs.get(run_id)
         now = self._clock()
@@ -100,6 +103,7 @@ class MemoryViews:
                 since=sample.since,
             )
             for index, group in (sorted(run.groups.items()) if run else ())
+            if examples is None or index in examples
             for number, sample in sorted(group.samples.items())
             if sample.state not in TERMINAL
         ]

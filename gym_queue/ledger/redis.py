@@ -233,11 +233,6 @@ class RedisLedger(RedisViews):
         keys = [names.leases_key(), names.worker_key(worker), names.claims_key(worker)]
         await self._run_script("drop_lease", keys, worker)
 
-    async def announce(self, weights: Weights) -> bool:
-        """See ``Ledger.announce``."""
-        said = weights.model, weights.version, secrets.token_hex(4), weights.uri
-        return bool(await self._run_script("announce", [names.weights_key()], *said))
-
     async def lead(self, office: str, holder: str, term: float) -> bool:
         """See ``Ledger.lead``."""
         milliseconds = max(1, round(term * 1000))
@@ -246,6 +241,11 @@ class RedisLedger(RedisViews):
     async def resign(self, office: str, holder: str) -> None:
         """See ``Ledger.resign``."""
         await self._run_script("resign", [names.office_key(office)], holder)
+
+    async def announce(self, weights: Weights) -> bool:
+        """See ``Ledger.announce``."""
+        said = weights.model, weights.version, secrets.token_hex(4), weights.uri
+        return bool(await self._run_script("announce", [names.weights_key()], *said))
 
     async def close(self) -> None:
         """See ``Ledger.close``."""

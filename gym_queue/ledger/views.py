@@ -69,11 +69,14 @@ class RedisViews:
         )
 
     @at_the_edge
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``."""
         found: list[OpenRollout] = []
-        indices = await self._client.zrange(names.groups_key(run_id), 0, limit - 1)
-        for batch in _batches([int(index) for index in indices]):
+        if examples is None:
+            examples = await self._client.zrange(names.groups_key(run_id), 0, limit - 1)
+        for batch in _batches(sorted(map(int, examples))):
             if len(found) < limit:
                 found += await self._open_rollouts(run_id, batch)
         return found[:limit]
