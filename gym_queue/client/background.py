@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from gym_queue.errors import UsageError
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _END_TIMEOUT = 10.0
+
+
+@dataclass
+class _Open:
+    """What callers have not done with: calls that go on, and what is iterated over."""
+
+    calls: set[asyncio.Task[Any]] = field(default_factory=set)
+    items: set[AsyncGenerator[Any]] = field(default_factory=set)
 
 
 class BackgroundLoop:
@@ -35,7 +44,8 @@ class BackgroundLoop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gym_queue client", daemon=True)
         self._thread.start()
-        self._end = weakref.finalize(self, _end, self._pid, self._loop, self._thread, last)
+        self._open = _Open()
+        self._end = weakref.finalize(self, _end, self._pid, self._loop, self._thread, self._open, last)
 
     def close(self) -> None:
         """Do what is to be done at the end, and end the thread. Safe to repeat."""
@@ -54,8 +64,11 @@ class BackgroundLoop:
         tasks: list[asyncio.Task[_Result]] = []
 
         def start() -> None:
-            tasks.append(self._loop.create_task(work))
-            tasks[0].add_done_callback(lambda task: _hand_over(task, outcome))
+            task = self._loop.create_task(work)
+            tasks.append(task)
+            self._open.calls.add(task)
+            task.add_done_callback(self._open.calls.discard)
+            task.add_done_callback(lambda task: _hand_over(task, outcome))
 
         def cancel() -> None:
             tasks[0].cancel()
@@ -70,10 +83,12 @@ class BackgroundLoop:
 
     def iterate(self, items: AsyncGenerator[_Result]) -> Iterator[_Result]:
         """Yield what an asynchronous generator yields; leaving early closes it."""
+        self._open.items.add(items)
         try:
             while (item := self.call(_next(items))) is not None:
                 yield item
         finally:
+            self._open.items.discard(items)
             if not self._is_unusable():
                 self.call(items.aclose())
 
@@ -92,12 +107,13 @@ def _end(
     pid: int,
     loop: asyncio.AbstractEventLoop,
     thread: threading.Thread,
+    still: _Open,
     last: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
     """End a loop from any thread (a garbage collector may run anywhere); in a fork there is none."""
     if pid != os.getpid():
         return
-    ending = asyncio.run_coroutine_threadsafe(_wind_up(last), loop)
+    ending = asyncio.run_coroutine_threadsafe(_wind_up(still, last), loop)
     ending.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
     if threading.current_thread() is not thread:
         thread.join(_END_TIMEOUT)
@@ -105,14 +121,17 @@ def _end(
             loop.close()
 
 
-async def _wind_up(last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _wind_up(still: _Open, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """End calls, then iterations (of which one may go through others), and only then what they go through."""
     try:
+        calls = list(still.calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        for items in list(still.items):
+            await items.aclose()
         await last()
     finally:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
         loop = asyncio.get_running_loop()
         await loop.shutdown_asyncgens()
         await loop.shutdown_default_executor()

@@ -36,11 +36,12 @@ _log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT = 10.0
 _BUFFER = 1 << 18
 _LONGEST_MESSAGE = 1000
-_KEEP_ALIVE = 2.0
+KEEP_ALIVE = 2.0
 """Seconds: shorter than any server's own (uvicorn: 5), so that no request meets a connection just closed."""
 
-_AGAIN = frozenset({429, 502, 503, 504})
-_TYPED: Mapping[int, type[GymQueueError]] = {404: NotFoundError, 409: ConflictError}
+_AGAIN = frozenset({408, 429, 502, 503, 504})
+_CLOSED = "this client is closed"
+_TYPED: Mapping[int, type[GymQueueError]] = {403: UnauthorizedError, 404: NotFoundError, 409: ConflictError}
 
 
 class Connection:
@@ -71,6 +72,7 @@ class Connection:
         self._session: aiohttp.ClientSession | None = None
         self._owner: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._away_since: float | None = None
+        self._closed = False
 
     def tries(self, *, forever: bool = False) -> Tries:
         """Begin to try something. ``forever``: once the head has been met, it is waited for without end."""
@@ -118,7 +120,8 @@ class Connection:
         await tries.pause(again)
 
     async def close(self) -> None:
-        """Close all connections. Safe to repeat; a later call opens new ones."""
+        """Close all connections, for good. Safe to repeat."""
+        self._closed = True
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -156,14 +159,16 @@ class Connection:
             msg = f"{self.base}{path} is not an address"
             raise UsageError(msg) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._gone(_reason(error)) from error
+            raise self._gone(reason_of(error)) from error
 
     def _opened(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise UsageError(_CLOSED)
         owner = (os.getpid(), asyncio.get_running_loop())
         if self._session is None:
             self._owner = owner
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 read_bufsize=_BUFFER,
@@ -179,7 +184,9 @@ class Connection:
             away, self._away_since = time.monotonic() - self._away_since, None
             _log.warning("the head at %s answers again, after %.1f s", self.base, away)
 
-    def _gone(self, reason: str) -> AgainError:
+    def _gone(self, reason: str) -> Exception:
+        if self._closed:
+            return UsageError(_CLOSED)
         return AgainError(HeadAwayError(f"the head at {self.base} cannot be reached ({reason})"))
 
     def _refusal(self, response: aiohttp.ClientResponse, raw: bytes) -> Exception:
@@ -191,7 +198,7 @@ class Connection:
         if status >= 500:  # noqa: PLR2004 - HTTP's own number
             return AgainError(HeadFailedError(answered), is_failure=True)
         self._is_here()
-        if status in (401, 403):
+        if status == 401:  # noqa: PLR2004 - the same
             have = "does not take this token" if self._token else "asks for a token"
             return UnauthorizedError(f"the head at {self.base} {have}; is GYM_QUEUE_AUTH_TOKEN right?")
         if status < 400:  # noqa: PLR2004 - the same
@@ -235,7 +242,7 @@ def _checked(url: str) -> str:
     return url.rstrip("/")
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Say why no answer came, in the words of the system and not of the library."""
     cause = getattr(error, "os_error", error)
     if isinstance(cause, OSError) and cause.errno is not None:
