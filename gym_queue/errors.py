@@ -62,6 +62,10 @@ class RequestRefusedError(GymQueueError):
     failure_class = FailureClass.INVALID
 
 
+class ExamplesRefusedError(RequestRefusedError):
+    """An example cannot be used."""
+
+
 class ServerAwayError(GymQueueError):
     """No healthy server of that name can be reached."""
 

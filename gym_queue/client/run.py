@@ -15,7 +15,7 @@ from gym_queue.api import RunView
 from gym_queue.client.batches import Batch, Batcher, batches, encoded
 from gym_queue.client.deliveries import group_of, rollout_of
 from gym_queue.client.feed import follow
-from gym_queue.errors import HeadFailedError, RequestRefusedError, UsageError
+from gym_queue.errors import ExamplesRefusedError, HeadFailedError, RequestRefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -31,7 +31,7 @@ FAILURES_SHOWN = 100
 
 
 class AsyncRun:
-    """One run. Made by ``AsyncClient.submit`` and ``AsyncClient.run``.
+    """One run. Made by ``AsyncClient.submit`` and ``AsyncClient.run``; ``view`` is what it was like then.
 
     Every method may raise the errors of ``Connection.call``. A head that is away is waited for within the
     client's patience, and by feeds and the appending of examples for as long as it takes.
@@ -39,6 +39,7 @@ class AsyncRun:
 
     def __init__(self, connection: Connection, view: RunView) -> None:
         self.run_id = view.run_id
+        self.view = view
         self._connection = connection
         self._path = run_path(view.run_id)
         self._count = view.examples
@@ -57,9 +58,13 @@ class AsyncRun:
         metrics: dict[str, Any] = await self._connection.call("GET", f"{self._path}/metrics")
         return metrics
 
-    async def failures(self, *classes: str, limit: int = FAILURES_SHOWN) -> list[dict[str, Any]]:
-        """Return rows of rollouts that failed, all or those of some failure classes."""
-        params = [("limit", str(limit)), *(("class", name) for name in classes)]
+    async def failures(
+        self, failure_class: str | None = None, limit: int = FAILURES_SHOWN
+    ) -> list[dict[str, Any]]:
+        """Return which rollouts failed, the first to end in front: ``rollout_id``, ``class``, ``stage``,
+        ``attempt`` and ``error`` of each; all but the cancelled ones, or those of a class (``cancelled``).
+        """
+        params = {"limit": str(limit)} | ({"class": failure_class} if failure_class else {})
         answer = await self._connection.call("GET", f"{self._path}/failures", params=params)
         rows: list[dict[str, Any]] = answer["failures"]
         return rows
@@ -92,7 +97,7 @@ class AsyncRun:
 
         Raises:
             ConflictError: the run has other examples there, or is closed.
-            RequestRefusedError: a row cannot be used; those of earlier batches were taken.
+            ExamplesRefusedError: a row cannot be used; those of earlier batches were taken.
             UsageError: a row cannot be sent.
         """
         async with self._order:
@@ -129,21 +134,26 @@ class AsyncRun:
                 yield rollout_of(line)
 
     async def lines(
-        self, feed: str, cursor: str | None = None, params: dict[str, str] | None = None
+        self,
+        feed: str,
+        cursor: str | None = None,
+        params: dict[str, str] | None = None,
+        *,
+        with_end: bool = False,
     ) -> AsyncGenerator[Line]:
-        """Yield the lines of a feed (``rollouts``, ``groups``) as they are, but for the end line.
+        """Yield the lines of a feed (``rollouts``, ``groups``) as they are, the end line only if asked for.
 
         Raises:
             GymQueueError: the examples could not be submitted, so the run would never end.
         """
         path = f"{self._path}/{feed}"
         async with aclosing(follow(self._connection, path, cursor or "", params or {})) as lines:
-            while (line := await self._next(lines)) is not None and line.kind != "end":
+            while (line := await self._next(lines)) is not None and (with_end or line.kind != "end"):
                 yield line
 
-    def feed(self, examples: Examples) -> None:
-        """Begin to append examples from the run's first on, and to close it then, in the background."""
-        self._feeding = asyncio.create_task(self._feed(examples))
+    def feed(self, examples: Examples, *, offset: int = 0) -> None:
+        """Begin to append examples, the first at ``offset``, and to close the run then, in the background."""
+        self._feeding = asyncio.create_task(self._feed(examples, offset))
         self._feeding.add_done_callback(_mark_as_seen)
 
     async def stop(self) -> None:
@@ -153,8 +163,8 @@ class AsyncRun:
             self._feeding.cancel()
             await asyncio.gather(self._feeding, return_exceptions=True)
 
-    async def _feed(self, examples: Examples) -> None:
-        await self.append(examples, offset=0)
+    async def _feed(self, examples: Examples, offset: int) -> None:
+        await self.append(examples, offset=offset)
         await self.close()
 
     async def _append(self, batch: Batch) -> None:
@@ -171,7 +181,7 @@ class AsyncRun:
             )
         except RequestRefusedError as error:
             msg = f"of examples {self._count} to {self._count + batch.rows - 1} none was taken: {error}"
-            raise RequestRefusedError(msg) from error
+            raise ExamplesRefusedError(msg) from error
         self._count += batch.rows
 
     async def _order_to(self, what: str, *, forever: bool = False) -> RunView:

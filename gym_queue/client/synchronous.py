@@ -42,9 +42,9 @@ class Run:
         """Return the run's metrics so far, as they stand in ``OUT.metrics.json``."""
         return self._loop.call(self._run.metrics())
 
-    def failures(self, *classes: str, limit: int = FAILURES_SHOWN) -> list[dict[str, Any]]:
-        """Return rows of rollouts that failed, all or those of some failure classes."""
-        return self._loop.call(self._run.failures(*classes, limit=limit))
+    def failures(self, failure_class: str | None = None, limit: int = FAILURES_SHOWN) -> list[dict[str, Any]]:
+        """Return which rollouts failed, all or those of a class; see ``AsyncRun.failures``."""
+        return self._loop.call(self._run.failures(failure_class, limit))
 
     def cancel(self) -> RunView:
         """End the run: nothing new is begun, what is open ends as cancelled."""

@@ -21,12 +21,16 @@ class Manifest(Record):
 
     ``command`` are the arguments of the command as they were given, without ``--resume`` and ``--retry``, and
     ``directory`` is the folder that they were given in; both may change between resumes.
+    ``head`` is where a run is done that is not done here, ``key`` under which it was submitted there; until
+    the head has answered, its run id is that key too.
     """
 
     spec: RunSpec
     examples: int
     command: tuple[str, ...] = ()
     directory: str = ""
+    head: str = ""
+    key: str = ""
 
 
 def write(run_dir: Path, manifest: Manifest) -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gym_queue import AsyncClient, Client
-from gym_queue.client.background import BackgroundLoop
-from tests.unit.client.fake_head import TOKEN, FakeHead, playing
+from tests.unit.client.fake_head import TOKEN, FakeHead, playing, playing_beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -29,21 +28,8 @@ async def client(head: FakeHead) -> AsyncIterator[AsyncClient]:
 @pytest.fixture
 def head_beside() -> Iterator[FakeHead]:
     """A head in a thread of its own."""
-
-    async def make() -> FakeHead:
-        head = FakeHead()
-        await head.start()
-        return head
-
-    heads: list[FakeHead] = []
-
-    async def end() -> None:
-        await heads[0].stop()
-
-    loop = BackgroundLoop(end)
-    heads.append(loop.call(make()))
-    yield heads[0]
-    loop.close()
+    with playing_beside() as played:
+        yield played
 
 
 @pytest.fixture

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from gym_queue.api import RunRequest, RunView
+from gym_queue.client.background import BackgroundLoop
 from gym_queue.records import Limits, RunSpec, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 TOKEN = "open sesame"  # noqa: S105 - a played one
 
@@ -97,6 +98,7 @@ class FakeHead:
         lost: POSTs to routes that end so are done once, and their answers get lost.
         cuts: the next feeds break in the middle of their n-th line.
         mute: feeds say nothing at all, not even a sign of life.
+        wrong_cursors: no feed has these.
         held: examples wait for ``release`` before they end.
         seen: method and path of each request.
     """
@@ -111,6 +113,7 @@ class FakeHead:
         self.cuts: list[int] = []
         self.mute = 0
         self.held = False
+        self.wrong_cursors: set[str] = set()
         self.seen: list[str] = []
         self.heartbeat_interval = 0.02
         self.alive = 0.05
@@ -247,6 +250,8 @@ class FakeHead:
         run = self.runs[request.match_info["run"]]
         lines = run.rollouts if request.match_info["feed"] == "rollouts" else run.groups
         assert request.query["follow"] == "true"
+        if request.query.get("cursor") in self.wrong_cursors:
+            return error(422, "this is no cursor of this run")
         place = int(request.query.get("cursor", "0").partition("-")[0])
         cut = self.cuts.pop(0) if self.cuts else None
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -282,8 +287,8 @@ class FakeHead:
 
     async def _failures(self, request: web.Request) -> web.Response:
         rows = [json.loads(line)["rollout"] for line in self.runs[request.match_info["run"]].rollouts]
-        wanted = request.query.getall("class", [])
-        failed = [row for row in rows if row["state"] != "succeeded" and row["class"] in wanted]
+        wanted = request.query.get("class")
+        failed = [row for row in rows if row["state"] == "failed" and wanted in (None, row["class"])]
         return web.json_response({"failures": failed[: int(request.query["limit"])]})
 
     async def _why(self, request: web.Request) -> web.Response:
@@ -337,6 +342,18 @@ def error(status: int, message: str, headers: dict[str, str] | None = None) -> w
 
 def view(run: PlayedRun, status: int = 200) -> web.Response:
     return web.json_response(run.view().model_dump(mode="json"), status=status)
+
+
+@contextmanager
+def playing_beside() -> Iterator[FakeHead]:
+    """Play a head in a thread of its own."""
+    head = FakeHead()
+    loop = BackgroundLoop(head.stop)
+    loop.call(head.start())
+    try:
+        yield head
+    finally:
+        loop.close()
 
 
 @asynccontextmanager

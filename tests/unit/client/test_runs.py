@@ -83,7 +83,8 @@ async def test_rollouts_are_typed_by_how_they_ended(client: AsyncClient) -> None
     assert good.model_extra == {"colour": "red"}
     assert bad.state == "failed"
     assert (bad.failure_class, bad.cursor) == ("verifier", "2-0")
-    assert [row["class"] for row in await run.failures("verifier")] == ["verifier"]
+    assert [row["class"] for row in await run.failures()] == ["verifier"]
+    assert await run.failures("timeout") == []
 
 
 async def test_a_file_goes_in_as_it_is(client: AsyncClient, head: FakeHead, tmp_path: Path) -> None:
