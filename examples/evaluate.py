@@ -1,15 +1,15 @@
 """Evaluate a model through a head: mean reward and pass@k of a run (the head is HEAD_SERVER_URL).
 
-python examples/evaluate.py QUESTIONS.jsonl MODEL [SAMPLES]
+python examples/evaluate.py QUESTIONS.jsonl MODEL
 """
 
 import sys
 
 from gym_queue import Client
 
-questions, model, samples = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 4
+questions, model = sys.argv[1:]
 with Client() as client:
-    run = client.submit(model=model, examples=questions, samples=samples)
+    run = client.submit(model=model, examples=questions, samples=4)
     for rollout in run.rollouts():
         print(rollout.rollout_id, getattr(rollout, "reward", rollout.state))
     metrics = run.metrics()

@@ -120,7 +120,7 @@ def interrupted(head: FakeHead, tmp_path: Path, number: signal.Signals = signal.
     def interrupt() -> None:
         wait_until(lambda: head.runs and len(head.runs["run-0"].examples) == 3, what="all examples")
         head.runs["run-0"].end(0)
-        wait_until(lambda: len(rows(tmp_path / "out.jsonl")) == 2, what="the first rows")
+        wait_until((tmp_path / "out.run" / "cursor").exists, what="the first rows")
         os.kill(os.getpid(), number)
 
     beside = threading.Thread(target=interrupt)
