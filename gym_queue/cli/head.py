@@ -26,7 +26,7 @@ def head(host: str | None, port: int | None) -> None:
     check_host(settings.head_host, settings.auth_token)
     from gym_queue.embedded.preflight import await_redis  # noqa: PLC0415 - the same
     from gym_queue.head.app import create_app  # noqa: PLC0415
-    from gym_queue.head.server import address_of, listen, serve  # noqa: PLC0415
+    from gym_queue.head.server import address_of, listen, make_server  # noqa: PLC0415
     from gym_queue.telemetry import logging  # noqa: PLC0415
 
     logging.configure(settings.log_level, "head")
@@ -34,4 +34,4 @@ def head(host: str | None, port: int | None) -> None:
         asyncio.run(await_redis(settings.redis_url))
         app = create_app(settings)
         say(f"the head listens on {address_of(listener)}", OPERATOR)
-        serve(app, listener, lambda: app.state.services.stop())  # noqa: PLW0108 - made later
+        make_server(app, lambda: app.state.services.stop()).run([listener])  # noqa: PLW0108 - made later
