@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ class KeptRun:
 class MemoryViews:
     """The reading half of ``gym_queue.ledger.memory.MemoryLedger``."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._runs: dict[str, KeptRun] = {}
         self._keys: dict[str, str] = {}
