@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from pydantic import Field
 
 from gym_queue.records import FailureClass, Record, RunState, Stage
@@ -100,9 +102,28 @@ class WorkerStanding(Record):
 
 class Fleet(Record):
     """What is known of a whole fleet at one moment. ``None`` for what could not be asked: the ledger, or the
-    broker, of whose queues ``depths`` are the messages.
+    broker, of whose queues ``depths`` are the messages. ``servers`` is how many are registered.
     """
 
     census: Census | None = None
     workers: tuple[WorkerStanding, ...] | None = None
+    servers: int | None = None
     depths: dict[Stage, int] | None = None
+
+
+class Surveyed(Protocol):
+    """What a ledger (``ledger.base.Ledger``) tells of the whole fleet. Each method is one atomic step."""
+
+    async def census(self) -> Census:
+        """Count what is known of all runs, those that were forgotten included, at one moment."""
+        ...
+
+    async def probe(self) -> int:
+        """Ask all workers that hold a lease, and have said what they are, to say that they are there; but not
+        those that were asked and have not answered yet. Returns how many.
+        """
+        ...
+
+    async def answer_probe(self, worker: str) -> bool:
+        """Say that a worker is there, and how long that took. Returns false if nobody asked."""
+        ...

@@ -8,6 +8,8 @@ ROLLOUT_QUEUE = "rollouts.default"
 VERIFY_QUEUE = "verify.default"
 MAINTENANCE_QUEUE = "maintenance"
 
+COORDINATOR_OFFICE = "coordinator"
+
 GENERATE_TASK = "gym_queue.generate"
 VERIFY_TASK = "gym_queue.verify"
 SWEEP_TASK = "gym_queue.sweep"
@@ -88,6 +90,11 @@ def written_key(worker: str) -> str:
     return f"{KEY_PREFIX}:written:{worker}"
 
 
+def office_key(office: str) -> str:
+    """String: who holds an office, of which there is one holder at a time. Expires with its term."""
+    return f"{KEY_PREFIX}:office:{office}"
+
+
 def leases_key() -> str:
     """Sorted set: workers by the time of their last heartbeat."""
     return f"{KEY_PREFIX}:leases"
@@ -106,3 +113,8 @@ def probes_key() -> str:
 def round_trips_key() -> str:
     """Hash: how many seconds the last such question was on its way, by worker."""
     return f"{KEY_PREFIX}:round_trips"
+
+
+def weights_key() -> str:
+    """Hash: the newest announced weights by model. Outlives runs, so that no version ever goes back."""
+    return f"{KEY_PREFIX}:weights"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gym_queue.environments.base import Environment
     from gym_queue.errors import GymQueueError
     from gym_queue.ledger.base import Claim, ClaimedSample, Ledger, Outcome, Receipt
-    from gym_queue.records import Fence, RunSpec, RunStatus, Ticket
+    from gym_queue.records import Fence, RunSpec, RunStatus, Ticket, Weights
     from gym_queue.telemetry.story import Observer
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Pipeline:
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
-        self._stages = Stages(engine, environment, watch)
+        self._stages = Stages(engine, environment, self._newest, watch)
         self._worker = worker
         self._observers = observers
         self._quarantine = Quarantine(slots)
@@ -177,6 +177,10 @@ class Pipeline:
             self._specs.pop(run_id, None)
             return None
         return status.spec
+
+    async def _newest(self, spec: RunSpec) -> Weights | None:
+        """Ask for the newest weights of a run's model. Raises ``LedgerError`` after ``store_timeout``."""
+        return await _patiently(lambda: self._ledger.weights(spec.model), spec.limits.store_timeout)
 
     async def _claim(self, ticket: Ticket, limits: Limits) -> Claim | None:
         """Claim a ticket. Where no answer comes, it may be ours all the same: then it is handed back.

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gym_queue.census import FAILURE, LASTING, Census, Line, totals_of
+from gym_queue.ledger.base import SERVER
 from gym_queue.records import Stage
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class MemoryCensus:
 
     async def probe(self) -> int:
         """See ``Ledger.probe``."""
-        asked = dict.fromkeys(self._leases.keys() - self._asked.keys(), self._clock())
+        kinds = {worker: info.get("kind", SERVER) for worker, (_, info) in self._leases.items()}
+        silent = {worker for worker, kind in kinds.items() if kind != SERVER and worker not in self._asked}
+        asked = dict.fromkeys(silent, self._clock())
         self._asked |= asked
         return len(asked)
 

@@ -15,6 +15,7 @@ from gym_queue.census import FAILURE, LASTING, PASSING, Census, Line, totals_of
 from gym_queue.errors import ConflictError
 from gym_queue.ledger import members
 from gym_queue.ledger.base import (
+    SERVER,
     Claim,
     ClaimedSample,
     Ended,
@@ -36,7 +37,7 @@ from gym_queue.records import Example, Fence, RunSpec, RunState, Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.records import Group, Summary, Ticket
+    from gym_queue.records import Group, Summary, Ticket, Weights
 
 _TOLD_FOR = 3600
 """Seconds that a worker has to read what was taken from it."""
@@ -59,7 +60,7 @@ class RedisLedger(RedisViews):
         """See ``Ledger.open_run``."""
         keys = [names.idempotency_key(idempotency_key), names.run_key(spec.run_id), names.runs_key()]
         answer = await self._run_script(
-            "open_run", keys, spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key
+            "open_run", keys, spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key, spec.model
         )
         if answer is None:
             msg = f"run {spec.run_id} was submitted under another idempotency key"
@@ -127,6 +128,7 @@ class RedisLedger(RedisViews):
             names.waiting_key(stage),
             names.claims_key(worker),
             names.leases_key(),
+            names.weights_key(),
         ]
         args: list[Any] = [WAITING_STATE[stage].value, RUNNING_STATE[stage].value, ticket.attempt, worker]
         args += [secrets.token_hex(4), lease, members.encode(ticket), ticket.losses]
@@ -135,7 +137,7 @@ class RedisLedger(RedisViews):
         answer = await self._run_script("claim", keys, *args)
         if answer is None:
             return None
-        now, opened_at, example, accepted_at, *granted = answer
+        now, opened_at, example, accepted_at, model, weights, *granted = answer
         samples = tuple(
             ClaimedSample(
                 fence=fence_of(ticket, int(sample), worker),
@@ -151,6 +153,7 @@ class RedisLedger(RedisViews):
             samples=samples,
             claimed_at=float(now),
             opened_at=float(opened_at),
+            weights=members.weights(model.decode(), weights) if weights else None,
         )
 
     async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
@@ -239,7 +242,8 @@ class RedisLedger(RedisViews):
 
     async def probe(self) -> int:
         """See ``Ledger.probe``."""
-        return int(await self._run_script("probe", [names.leases_key(), names.probes_key()]))
+        keys = [names.leases_key(), names.probes_key()]
+        return int(await self._run_script("probe", keys, names.worker_key(""), SERVER))
 
     async def answer_probe(self, worker: str) -> bool:
         """See ``Ledger.answer_probe``."""
@@ -266,6 +270,20 @@ class RedisLedger(RedisViews):
                 for stage, tickets, since in zip(Stage, lines[::2], lines[1::2], strict=True)
             },
         )
+
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """See ``Ledger.lead``."""
+        milliseconds = max(1, round(term * 1000))
+        return bool(await self._run_script("lead", [names.office_key(office)], holder, milliseconds))
+
+    async def resign(self, office: str, holder: str) -> None:
+        """See ``Ledger.resign``."""
+        await self._run_script("resign", [names.office_key(office)], holder)
+
+    async def announce(self, weights: Weights) -> bool:
+        """See ``Ledger.announce``."""
+        said = weights.model, weights.version, secrets.token_hex(4), weights.uri
+        return bool(await self._run_script("announce", [names.weights_key()], *said))
 
     async def close(self) -> None:
         """See ``Ledger.close``."""

@@ -37,8 +37,10 @@ async def survey(ledger: Ledger, broker: Broker, patience: float = _PATIENCE) ->
         _answer(ledger.leases(), patience),
         _answer(_depths(broker), patience),
     )
-    workers = None if leases is None else tuple(map(_standing, leases))
-    return Fleet(census=census, workers=workers, depths=depths)
+    if leases is None:
+        return Fleet(census=census, depths=depths)
+    workers = tuple(_standing(lease) for lease in leases if not lease.is_server)
+    return Fleet(census=census, workers=workers, servers=len(leases) - len(workers), depths=depths)
 
 
 async def _depths(broker: Broker) -> dict[Stage, int]:

@@ -67,6 +67,7 @@ def _counter(name: str, meaning: str, *labels: str) -> Definition:
 LEDGER_UP = _gauge("ledger_up", "1 if the ledger answered this scrape, else 0.")
 BROKER_UP = _gauge("broker_up", "1 if the broker answered this scrape, else 0.")
 WORKERS = _gauge("workers", "Workers that hold a lease.", "kind")
+SERVERS = _gauge("servers", "Servers that are registered.")
 SLOTS = _gauge("slots", "Rollouts that these workers can hold at once, by whether they do.", "kind", "state")
 LEASE_AGE = _gauge("lease_age_seconds", "Seconds since the heartbeat of the most silent worker.", "kind")
 ROUND_TRIP = _gauge(
@@ -99,6 +100,7 @@ FLEET = (
     LEDGER_UP,
     BROKER_UP,
     WORKERS,
+    SERVERS,
     SLOTS,
     LEASE_AGE,
     ROUND_TRIP,

@@ -26,6 +26,8 @@ def families(fleet: Fleet) -> Iterator[Family]:
     """Yield all metrics of a fleet; those of a part that could not be asked are left out."""
     yield the.LEDGER_UP.family().add(fleet.census is not None)
     yield the.BROKER_UP.family().add(fleet.depths is not None)
+    if fleet.servers is not None:
+        yield the.SERVERS.family().add(fleet.servers)
     if fleet.workers is not None:
         yield from _of_workers(fleet.workers)
     if fleet.census is not None:

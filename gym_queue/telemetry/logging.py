@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gym_queue.settings import Settings
 
 _FORMAT = "%(asctime)s %(levelname)s {role}[%(process)d] %(name)s: %(message)s"
-_OTHERS = ("celery", "kombu")
+_OTHERS = ("celery", "kombu", "uvicorn")
 
 
 class _TextFormatter(logging.Formatter):

@@ -28,9 +28,12 @@ def unwrapped(ledger: Ledger) -> Ledger:
 
 
 async def lasting_keys(ledger: RedisLedger) -> set[str]:
-    """Return the keys that have no expiry: nobody will ever delete them. One is meant to stay: the totals."""
-    keys = {key.decode() for key in await ledger._client.keys("*") if await ledger._client.ttl(key) == -1}
-    return keys - {names.totals_key()}
+    """Return the keys that have no expiry: nobody will ever delete them. The newest weights and the totals
+    outlive runs.
+    """
+    meant = {names.weights_key(), names.totals_key()}
+    keys = [key async for key in ledger._client.scan_iter() if key.decode() not in meant]
+    return {key.decode() for key in keys if await ledger._client.ttl(key) == -1}
 
 
 async def leftovers(ledger: Ledger) -> list[object]:

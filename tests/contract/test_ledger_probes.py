@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gym_queue.ledger.base import SERVER
 from tests.contract.ledgers import leftovers
+from tests.contract.test_ledger import claimed, submit
 
 if TYPE_CHECKING:
     from gym_queue.ledger.base import Ledger
+
+
+GPU = {"kind": "gpu"}
 
 
 async def round_trips(ledger: Ledger) -> dict[str, float | None]:
@@ -16,7 +21,7 @@ async def round_trips(ledger: Ledger) -> dict[str, float | None]:
 
 async def test_a_worker_that_answers_is_known_by_how_long_that_took(ledger: Ledger) -> None:
     for worker in ("a", "b"):
-        await ledger.heartbeat(worker, {})
+        await ledger.heartbeat(worker, GPU)
     assert await round_trips(ledger) == {"a": None, "b": None}
     assert not await ledger.answer_probe("a")  # nobody asked
     assert await ledger.probe() == 2
@@ -30,7 +35,7 @@ async def test_a_worker_that_answers_is_known_by_how_long_that_took(ledger: Ledg
 
 
 async def test_a_worker_that_does_not_answer_is_known_by_how_long_it_has_not(ledger: Ledger) -> None:
-    await ledger.heartbeat("a", {})
+    await ledger.heartbeat("a", GPU)
     await ledger.probe()
     first = (await round_trips(ledger))["a"]
     assert first is not None
@@ -47,7 +52,7 @@ async def test_a_worker_that_does_not_answer_is_known_by_how_long_it_has_not(led
 
 async def test_nothing_is_left_of_a_worker_that_is_gone(ledger: Ledger) -> None:
     for worker in ("a", "b"):
-        await ledger.heartbeat(worker, {})
+        await ledger.heartbeat(worker, GPU)
     await ledger.probe()
     await ledger.answer_probe("a")
     await ledger.probe()
@@ -56,5 +61,13 @@ async def test_nothing_is_left_of_a_worker_that_is_gone(ledger: Ledger) -> None:
     assert not await ledger.answer_probe("b")
     assert await ledger.leases() == []
     assert await leftovers(ledger) == []
-    await ledger.heartbeat("a", {})
+    await ledger.heartbeat("a", GPU)
     assert await round_trips(ledger) == {"a": None}
+
+
+async def test_servers_and_who_has_not_said_what_it_is_are_not_asked(ledger: Ledger) -> None:
+    await ledger.heartbeat("server-1", {"kind": SERVER})
+    (ticket,) = await submit(ledger)
+    await claimed(ledger, ticket, "new")
+    assert await ledger.probe() == 0
+    assert await round_trips(ledger) == {"server-1": None, "new": None}

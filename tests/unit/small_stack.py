@@ -43,16 +43,17 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gym_queue.coordinator.run._DUE_INTERVAL", 0.01)
     monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 0.01)
     monkeypatch.setattr("gym_queue.coordinator.aggregator._WAIT", 0.01)
-    monkeypatch.setattr("gym_queue.coordinator.aggregator._FULL_DISK_PAUSE", 0.01)
+    monkeypatch.setattr("gym_queue.coordinator.room._PAUSE", 0.01)
 
 
 class Examples:
-    """A source of ``count`` examples."""
+    """A source of ``count`` examples, which may grow while it is not ``closed``."""
 
     fingerprint = "examples"
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, closed: bool = True) -> None:
         self.count = count
+        self.closed = closed
 
     def examples(self, start: int) -> Iterator[Example]:
         for index in range(start, self.count):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gym_queue.census import Census, Fleet, Line, Totals, WorkerStanding
 from gym_queue.errors import BrokerError, LedgerError
+from gym_queue.ledger.base import SERVER
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.maintenance import survey
 from gym_queue.maintenance.survey import FleetMetrics
@@ -48,7 +49,7 @@ WORKERS = (
     WorkerStanding(worker="g2", kind="gpu", age=31.0, slots=256, used=256),
     WorkerStanding(worker="new"),
 )
-FLEET = Fleet(census=CENSUS, workers=WORKERS, depths={Stage.GENERATE: 13, Stage.VERIFY: 0})
+FLEET = Fleet(census=CENSUS, workers=WORKERS, servers=3, depths={Stage.GENERATE: 13, Stage.VERIFY: 0})
 
 
 def test_a_fleet_is_shown_in_numbers() -> None:
@@ -57,6 +58,7 @@ def test_a_fleet_is_shown_in_numbers() -> None:
         "gym_queue_ledger_up": 1,
         "gym_queue_broker_up": 1,
         "gym_queue_workers{kind=gpu}": 2,
+        "gym_queue_servers": 3,
         "gym_queue_workers{kind=cpu}": 0,
         "gym_queue_workers{kind=unknown}": 1,
         "gym_queue_slots{kind=gpu,state=used}": 456,
@@ -153,3 +155,12 @@ async def test_a_ledger_that_is_away_or_silent_is_a_number_too() -> None:
     fleet = await survey.survey(Away(), Broker(), patience=0.01)
     assert (fleet.census, fleet.workers) == (None, None)
     assert numbers(families(fleet))["gym_queue_ledger_up"] == 0
+
+
+async def test_servers_are_no_workers() -> None:
+    ledger = MemoryLedger()
+    await ledger.heartbeat("server-1", {"kind": SERVER})
+    await ledger.heartbeat("gpu-1", {"kind": "gpu", "slots": "4", "used": "1"})
+    shown = samples(await FleetMetrics(ledger, Broker()).render())
+    assert (shown["gym_queue_servers"], shown["gym_queue_workers{kind=gpu}"]) == (1, 1)
+    assert not [name for name in shown if "kind=server" in name]
