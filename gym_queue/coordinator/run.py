@@ -17,6 +17,7 @@ from gym_queue.coordinator.sidework import beside
 from gym_queue.coordinator.window import Window
 from gym_queue.errors import GymQueueError, LedgerError
 from gym_queue.records import Record, RunState, Stage
+from gym_queue.telemetry.story import speak_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -184,6 +185,7 @@ class Coordinator:
 
     async def _work(self) -> None:
         """Open the run, feed and aggregate it to its end, and let the ledger forget it."""
+        speak_of(self._spec.run_id)
         if self._groups or self._progress_file:
             await self._delivery.begin()
             await self._aggregator.store(())
