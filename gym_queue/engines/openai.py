@@ -22,7 +22,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ import aiohttp
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from gym_queue import open_files
 from gym_queue.engines.base import Completion
 from gym_queue.errors import EngineSetupError, EngineUnavailableError, ModelError
 from gym_queue.records import Usage
@@ -52,7 +52,6 @@ _CONNECT_TIMEOUT = 30.0
 """Long: when thousands connect at once, a full backlog makes the kernel repeat a SYN after 1, 3, 7, 15 s."""
 _PROBE_TIMEOUT = 10.0
 _DNS_CACHE = 300
-_OPEN_FILES = 65_536
 _LONGEST_ERROR = 300
 _REFUSED = frozenset({400, 422})
 _SETUP = frozenset({401, 403, 404})
@@ -221,7 +220,7 @@ class OpenAIEngine:
     def _opened(self) -> aiohttp.ClientSession:
         """Return the session; without a limit, so that requests wait for the model, not for each other."""
         if self._session is None:
-            _allow_many_sockets()
+            open_files.allow_many()
             key = self._settings.api_key
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=_DNS_CACHE),
@@ -371,11 +370,3 @@ def _wait(state: RetryCallState) -> float:
 
 def _is_out_of_patience(state: RetryCallState) -> bool:
     return (state.seconds_since_start or 0.0) + state.upcoming_sleep > _error_of(state).patience
-
-
-def _allow_many_sockets() -> None:
-    """Raise the soft limit of open files (1,024 in most shells): a waiting request is an open socket."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
