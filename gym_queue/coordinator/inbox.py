@@ -52,7 +52,7 @@ def standing(folder: Path) -> Standing:
 
 
 class Inbox:
-    """Appends to the input of one run. Any number of processes may; one thread at a time may use an object.
+    """Appends to the input of one run. Any number of processes may; threads may share an object.
 
     The ids of a run are unique: that is exact, over all appends of all processes. Each object remembers in at
     most 8 MiB where ids may be taken (a Bloom filter: Bloom 1970, "Space/Time Trade-offs in Hash Coding with
@@ -72,6 +72,7 @@ class Inbox:
         self._rows = rows
         self._ids = _Ids(0)
         self._seen = Standing()
+        self._one_at_a_time = Lock()  # a caller may be gone while its thread still works
 
     def append(self, body: bytes, offset: int | None, *, refusal: str = "") -> int:
         """Append the rows of ``body``, one JSON object a line: all of them or none. They are on disk when
@@ -92,6 +93,23 @@ class Inbox:
             StorageError: the files cannot be read or written; nothing was taken.
         """
         lines = _lines(body)
+        with self._one_at_a_time:
+            return self._append(lines, offset, refusal)
+
+    def close(self) -> int:
+        """Let no more rows come, durably. Returns how many examples there are. Safe to repeat.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with storage_errors(f"{self._index_path} cannot be written"), self._locked() as (data, index):
+            before = self._repaired(data, index)
+            if not before.closed:
+                self._say(index, before._replace(closed=True))
+            os.fdatasync(index)
+        return before.rows
+
+    def _append(self, lines: list[_Line], offset: int | None, refusal: str) -> int:
         with storage_errors(f"{self._path} cannot be written"), self._locked() as (data, index):
             before = self._repaired(data, index)
             if offset is not None:
@@ -112,19 +130,6 @@ class Inbox:
             self._say(index, after)
         self._remember(ids, after)
         return after.rows
-
-    def close(self) -> int:
-        """Let no more rows come, durably. Returns how many examples there are. Safe to repeat.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        with storage_errors(f"{self._index_path} cannot be written"), self._locked() as (data, index):
-            before = self._repaired(data, index)
-            if not before.closed:
-                self._say(index, before._replace(closed=True))
-            os.fdatasync(index)
-        return before.rows
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -325,3 +326,25 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
             tracemalloc.stop()
 
     assert peak(tmp_path / "long", 10_000) < peak(tmp_path / "short", 200) + 200_000
+
+
+def test_threads_may_share_an_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller may go away while its thread still works, and the next one come."""
+    writer, together, most = opened(tmp_path), 0, 0
+    say = writer._say
+
+    def watched(index: int, now: inbox_index.Standing) -> None:
+        nonlocal together, most
+        together += 1
+        most = max(most, together)
+        say(index, now)
+        together -= 1
+
+    monkeypatch.setattr(writer, "_say", watched)
+    with ThreadPoolExecutor(8) as threads:
+        totals = list(threads.map(lambda number: writer.append(named(f"a{number}"), None), range(100)))
+    assert sorted(totals) == list(range(1, 101))
+    assert most == 1
+    for number in (0, 50, 99):
+        with pytest.raises(UsageError, match="is taken by example"):
+            writer.append(named(f"a{number}"), None)
