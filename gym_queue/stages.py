@@ -28,7 +28,8 @@ from gym_queue.errors import (
 )
 from gym_queue.ledger.base import Generated, Outcome, Retry
 from gym_queue.lifecycle import retry_delay
-from gym_queue.records import Failure, Stage, Timings, Verdict, rollout_id
+from gym_queue.records import Failure, Stage, Timings, Verdict
+from gym_queue.telemetry.story import spent, step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -115,6 +116,8 @@ class Stages:
             inline = _is_inline(environment, place)
             ordinal = place.example_index * spec.samples + place.sample_index
             trajectory = await act(place.example, environment, engine, spec, ordinal=ordinal)
+        spent(trajectory.usage)
+        _log.debug("generated: %d turns, %s", trajectory.turns, trajectory.finish_reason)
         draft = Draft(
             attempt=work.sample.fence.attempt,
             trajectory=trajectory,
@@ -195,8 +198,9 @@ class _Work:
         total = self.place.spec.limits.rollout_timeout
         whole = f"the rollout was not done {total:g} s (rollout_timeout) after it was accepted"
         sentence = whole if left < seconds else f"{doing} took longer than {seconds:g} s"
-        async with deadline(min(seconds, left), sentence):
-            yield min(seconds, left)
+        with step(doing):
+            async with deadline(min(seconds, left), sentence):
+                yield min(seconds, left)
 
     def timings(self, **stages: float | None) -> Timings:
         """Put this stage's length on the ledger's clock, which the claim was stamped with."""
@@ -213,9 +217,9 @@ class _Work:
         sentence = str(error).encode(errors="replace").decode()  # it may quote what no file can hold
         delay = retry_delay(failure_class, failures, place.spec.limits, jitter=random.random())
         if delay is not None:
-            name = rollout_id(place.spec.run_id, place.example_index, place.sample_index)
-            _log.info("rollout %s attempt %d: %s; next in %.1f s", name, fence.attempt, sentence, delay)
+            _log.info("the attempt failed: %s; next in %.1f s", sentence, delay)
             return Retry(delay=delay, reason=sentence)
+        _log.info("failed as %s: %s", failure_class, sentence)
         failure = Failure(failure_class=failure_class, stage=stage or fence.stage, error=sentence)
         return endings.failed(place, failure, fence.attempt, timings, draft)
 

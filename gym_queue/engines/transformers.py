@@ -31,6 +31,7 @@ from gym_queue.engines.base import Completion
 from gym_queue.engines.checkpoint import LONGEST_CONTEXT, NOT_INSTALLED, Model, no_template, sentence
 from gym_queue.errors import EngineSetupError, EngineUnavailableError, ModelError
 from gym_queue.records import Usage, Weights
+from gym_queue.telemetry.story import outside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +110,7 @@ class TransformersEngine:
             self._wanted = weights
         while self._in_use.version < weights.version:
             if self._replacing is None or self._replacing.done():
-                self._replacing = asyncio.create_task(self._replace())
+                self._replacing = outside(self._replace())
                 self._replacing.add_done_callback(_has_failed)  # looked at: asyncio need not report it
             await asyncio.shield(self._replacing)  # a caller that gives up must not leave half of it
 
@@ -137,7 +138,7 @@ class TransformersEngine:
     async def _loaded(self) -> Model:
         if self._loading is None or (self._loading.done() and _has_failed(self._loading)):
             load = asyncio.to_thread(checkpoint.load, self._name, self._settings)
-            self._loading = asyncio.create_task(load)
+            self._loading = outside(load)
             self._loading.add_done_callback(_has_failed)  # looked at: asyncio need not report it
         return await asyncio.shield(self._loading)
 
@@ -225,7 +226,7 @@ class _Batcher:
     def watch(self) -> None:
         """Begin, once, to watch the manager's thread: should it die without a word, calls must not wait."""
         if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+            self._watching = outside(self._watch())
 
     async def _watch(self) -> None:
         while self.is_alive:  # noqa: ASYNC110 - a thread sets no asyncio event when it dies
