@@ -46,6 +46,8 @@ class Delivery:
         cancel_samples: ends the open samples of examples, given with the reasons.
 
     Attributes:
+        decides: whether it decides groups.
+        reports: whether it says how far the run is.
         status: how the run stands in the ledger, as far as is known.
         final: how the run ended, once nothing more will come.
         enough: set when as many groups are complete as are wanted.
@@ -76,6 +78,8 @@ class Delivery:
         self._cancel_samples = cancel_samples
         self._freshness = spec.freshness if groups else None
         self._decided = asyncio.Event()
+        self.decides = groups is not None
+        self.reports = progress is not None
         self.status: RunStatus | None = None
         self.final: RunState | None = None
         self.enough = asyncio.Event()
