@@ -14,10 +14,11 @@ from gym_queue.api import GroupRow
 from gym_queue.coordinator import progress
 from gym_queue.coordinator.feed import Feed
 from gym_queue.coordinator.group_log import GroupLog
+from gym_queue.coordinator.progress import ProgressFile
 from gym_queue.coordinator.run import Cancelled
 from gym_queue.errors import DiskFullError, ModelError
 from gym_queue.ledger.memory import MemoryLedger
-from gym_queue.records import Freshness, RunState, Sampling, Weights
+from gym_queue.records import Freshness, RunState, RunStatus, Sampling, Weights
 from gym_queue.testing import async_wait_until
 from tests.unit.players import Players, Referee
 from tests.unit.road import RUN, Gate
@@ -163,7 +164,12 @@ async def test_a_source_that_runs_out_ends_the_run_short_of_what_is_wanted(tmp_p
 # --- sources that grow ------------------------------------------------------------------------------------
 
 
-async def test_a_run_ends_when_its_source_is_closed_and_not_before(tmp_path: Path) -> None:
+async def test_a_run_ends_when_its_source_is_closed_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tells it that there is more, or that there will be no more; it looks soon."""
+    monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 60.0)
+    monkeypatch.setattr("gym_queue.coordinator.aggregator._WAIT", 60.0)
     scene, source = Scene(tmp_path), Examples(0, closed=False)
     async with scene.stack.up(), scene.output.coordinator(scene.stack, source) as coordinator:
         run = asyncio.create_task(coordinator.run())
@@ -263,6 +269,72 @@ async def test_a_full_disk_loses_no_group(tmp_path: Path, monkeypatch: pytest.Mo
     await scene.run(9)
     assert sorted(group.example_index for group in scene.groups()) == list(range(9))
     assert next(refusals, None) is None
+
+
+async def test_a_disk_that_is_full_while_nothing_ends_is_left_to_the_next_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused, full = ProgressFile.write, list[int](), asyncio.Event()
+
+    def perhaps(file: ProgressFile, look: Callable[[], Written]) -> None:
+        if full.is_set():
+            refused.append(1)
+            raise DiskFullError("no space left on device")
+        write(file, look)
+
+    monkeypatch.setattr(ProgressFile, "write", perhaps)
+    scene, source = Scene(tmp_path), Examples(2, closed=False)
+    async with scene.stack.up(), scene.output.coordinator(scene.stack, source) as coordinator:
+        run = asyncio.create_task(coordinator.run())
+        await scene.has_groups(2)
+        full.set()
+        await async_wait_until(lambda: len(refused) > 2)
+        full.clear()
+        source.closed = True
+        await run
+    assert scene.written().state is RunState.ENDED
+
+
+async def test_what_is_fed_as_the_last_group_becomes_complete_has_its_rows_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second group is on its way into the ledger while the only one that is wanted becomes complete."""
+    scene, source, gate = (
+        Scene(tmp_path, groups={"wanted": 1, "oversample": 1}),
+        Examples(1, closed=False),
+        Gate(),
+    )
+    scene.engine.act = gate
+    ledger = scene.stack.ledger
+    accept, look, looks = ledger.accept, ledger.run, list[str]()
+    late, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(run_id: str, cursor: int, *arguments: Any) -> Any:
+        if cursor:
+            late.set()
+            await go_on.wait()
+        return await accept(run_id, cursor, *arguments)
+
+    async def counted(run_id: str) -> RunStatus | None:
+        looks.append(run_id)
+        return await look(run_id)
+
+    monkeypatch.setattr(ledger, "accept", slow)
+    monkeypatch.setattr(ledger, "run", counted)
+    async with scene.stack.up(), scene.output.coordinator(scene.stack, source) as coordinator:
+        run = asyncio.create_task(coordinator.run())
+        await async_wait_until(lambda: gate.waiting == SAMPLES)
+        source.count = 2
+        await late.wait()
+        gate.open()
+        await scene.has_groups(1)
+        before = len(looks)
+        await async_wait_until(lambda: run.done() or len(looks) > before + 20)
+        assert not run.done()
+        go_on.set()
+        await run
+    assert len(scene.rows()) == 2 * SAMPLES
+    assert len(scene.groups(dropped=True)) == 1
 
 
 @pytest.mark.guarantee("G3")

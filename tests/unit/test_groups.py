@@ -159,6 +159,7 @@ def test_no_more_groups_are_complete_than_are_wanted(tmp_path: Path) -> None:
     assert [line["example_index"] for line in files.log] == [5, 3]
     assert files.groups.allowance() == 0
     files.take(ended(4, 1), ended(1, 1))
+    assert files.groups._open == {}, "nothing more needs to be remembered"
     files.close()
     files.open()
     files.groups.settle()
