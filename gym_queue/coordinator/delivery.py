@@ -86,16 +86,15 @@ class Delivery:
 
     async def begin(self) -> None:
         """Decide what an earlier coordinator could not; to be ``stored`` next, before anything is fed."""
-        if self._groups is None:
-            return
-        if self._freshness:
-            await asyncio.to_thread(self._groups.begin, await self._newest())
-        await asyncio.to_thread(self._groups.settle)
+        await self.look()
+        if self._groups is not None:
+            await asyncio.to_thread(self._groups.settle)
 
     async def look(self) -> None:
         """Take note of the newest weights, where their age matters."""
         if self._groups is not None and self._freshness:
-            self._groups.version = max(self._groups.version, await self._newest())
+            weights = await patiently(partial(self._ledger.weights, self._spec.model))
+            self._groups.version = max(self._groups.version, weights.version if weights else 0)
 
     async def allowed(self) -> int | None:
         """Return how many examples may be begun, ``None``: all."""
@@ -155,10 +154,6 @@ class Delivery:
         reasons = {rollout.example_index: "the run has all the groups it wanted" for rollout in rollouts}
         if self._cancel_samples is not None:
             await patiently(partial(self._cancel_samples, reasons))
-
-    async def _newest(self) -> int:
-        weights = await patiently(partial(self._ledger.weights, self._spec.model))
-        return weights.version if weights else 0
 
     def _store(self) -> None:
         if self._groups is not None:

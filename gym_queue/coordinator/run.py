@@ -152,6 +152,9 @@ class Coordinator:
     def interrupt(self, grace: float) -> None:
         """Stop pulling; ``run`` raises ``Interrupted`` once what is in flight has ended, after ``grace``
         seconds at the latest.
+
+        This pauses the run, so it is not for one with ``progress``, which would stay so: cancel ``run``, and
+        what is in flight goes on until another coordinator takes over.
         """
         self._grace = grace
         self._interrupted.set()
