@@ -7,6 +7,7 @@ import sys
 import click
 
 from gym_queue.cli.flags import VERSION
+from gym_queue.cli.head import head
 from gym_queue.cli.overview import status, workers
 from gym_queue.cli.rollouts import cancel, why
 from gym_queue.cli.runs import runs
@@ -45,7 +46,7 @@ def main() -> None:
     """See what runs, rollouts and workers do, and steer them."""
 
 
-for command in (why, cancel, runs, workers, status):
+for command in (why, cancel, runs, workers, status, head):
     main.add_command(command)
 
 

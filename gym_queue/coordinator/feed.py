@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from gym_queue.records import RunState
 
 LARGEST_PAGE = 8 * 2**20
-"""Bytes after which a page ends, whatever its limit is: it is all in memory."""
 
 _MOST_LINES = 10_000
 """Groups looked at for one page: all of them may have been dropped."""
@@ -67,10 +66,12 @@ class Feed:
 
     Args:
         out: the run's rows, as for ``Archive``. They need not be there yet.
+        page_bytes: after so many a page ends, whatever its limit is: it is all in memory.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, page_bytes: int | None = None) -> None:
         self._paths = paths(out)
+        self._page_bytes = page_bytes
         self._log = self._paths.run_dir / NAME
         self._progress = self._paths.run_dir / progress.NAME
         self._stamp: object = None
@@ -94,7 +95,7 @@ class Feed:
         _check(self._paths.rows, rows)
         _check(self._paths.failures, failures)
         items: list[Item] = []
-        room = LARGEST_PAGE
+        room = self._page_bytes or LARGEST_PAGE
         # Rows that succeeded leave some room to the others, lest a slow reader meet those last of all.
         for most in (limit - limit // 2, limit):
             for behind, line in _lines(self._paths.rows, rows, written.rows, most - len(items), room):
@@ -119,7 +120,7 @@ class Feed:
         place = _parse_groups(cursor)
         _check(self._log, place)
         items: list[Item] = []
-        room = LARGEST_PAGE
+        room = self._page_bytes or LARGEST_PAGE
         with _Rows(self._paths.rows, self._paths.failures) as rows:
             for behind, line in _lines(self._log, place, written.groups, _MOST_LINES, LARGEST_PAGE):
                 place = behind
@@ -230,8 +231,9 @@ def _check(path: Path, place: int) -> None:
         return
     last = b""
     with storage_errors(f"{path} cannot be read"), suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(place - 1)
-        last = file.read(1)
+        if place <= os.fstat(file.fileno()).st_size:  # a file system refuses a place that no file can have
+            file.seek(place - 1)
+            last = file.read(1)
     if last != b"\n":
         where = "behind the end of" if not last else "within a line of"
         msg = f"this is no cursor of this run: {place} is {where} {path.name}"

@@ -17,6 +17,7 @@ from gym_queue.coordinator.sidework import beside
 from gym_queue.coordinator.window import Window
 from gym_queue.errors import GymQueueError, LedgerError
 from gym_queue.records import Record, RunState, Stage
+from gym_queue.telemetry.story import speak_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -75,6 +76,9 @@ class Coordinator:
             it.
         progress: says how far the run is to those who read its files meanwhile. With it, a run that was
             paused stays so.
+        paused: tells whether the run is to be paused where the ledger does not know it (any more).
+        on_end: awaited with the metrics and the final state when all has been written, before anybody is told
+            that the run is over.
     """
 
     def __init__(  # noqa: PLR0913 - what a run is made of, one keyword each
@@ -92,6 +96,8 @@ class Coordinator:
         groups: Groups | None = None,
         cancel_samples: Callable[[Mapping[int, str]], Awaitable[object]] | None = None,
         progress: ProgressFile | None = None,
+        paused: Callable[[], Awaitable[bool]] | None = None,
+        on_end: Callable[[RunMetrics, RunState], Awaitable[object]] | None = None,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
@@ -105,6 +111,8 @@ class Coordinator:
         self._cancelled = False
         self._healed_before = Healed()
         self._source = source
+        self._paused = paused
+        self._on_end = on_end
         self._delivery = Delivery(
             ledger=ledger,
             spec=spec,
@@ -127,11 +135,14 @@ class Coordinator:
             reopen=self._reopen,
             allowed=self._delivery.allowed if groups else None,
         )
-        self._aggregator = Aggregator(
-            ledger=ledger,
-            run_id=spec.run_id,
-            archive=archive,
-            metrics=metrics,
+        self._aggregator = self._new_aggregator()
+
+    def _new_aggregator(self) -> Aggregator:
+        return Aggregator(
+            ledger=self._ledger,
+            run_id=self._spec.run_id,
+            archive=self._archive,
+            metrics=self._metrics,
             done=self._is_done,
             restless=self._is_restless,
             delivery=self._delivery,
@@ -174,6 +185,7 @@ class Coordinator:
 
     async def _work(self) -> None:
         """Open the run, feed and aggregate it to its end, and let the ledger forget it."""
+        speak_of(self._spec.run_id)
         if self._delivery.decides or self._delivery.reports:
             await self._delivery.begin()
             await self._aggregator.store(())
@@ -185,9 +197,12 @@ class Coordinator:
             await during(self._aggregator.run())
         run_id = self._spec.run_id
         await patiently(self._look)
+        final = RunState.CANCELLED if self._was_cut_short() else RunState.ENDED
+        if self._on_end:
+            await self._on_end(self._metrics.snapshot(accepted=self._archive.count), final)
         await patiently(partial(self._ledger.set_run_state, run_id, RunState.ENDED))
         if self._delivery.reports:  # before the ledger forgets: only it knows that the run was cancelled
-            self._delivery.final = RunState.CANCELLED if self._was_cut_short() else RunState.ENDED
+            self._delivery.final = final
             await self._aggregator.store(())
         await patiently(partial(self._ledger.forget_run, run_id))
 
@@ -195,12 +210,13 @@ class Coordinator:
         """Open the run, or take up one that stands: then what waits is published again, for nobody knows if
         it was.
         """
-        run_id = (await self._ledger.open_run(self._spec, self._spec.run_id)).run_id
+        run_id = self._spec.run_id
+        await self._make()
         if not await self._set_open(run_id):
             status = await self._ledger.run(run_id)
             if status is None or status.state is RunState.ENDED:  # its coordinator died while it forgot it
                 await self._ledger.forget_run(run_id)
-                await self._ledger.open_run(self._spec, run_id)
+                await self._make()
         status = await self._ledger.run(run_id)
         if status is None:
             msg = f"run {run_id} vanished from the ledger"
@@ -208,6 +224,12 @@ class Coordinator:
         if status.cursor:
             for stage in Stage:
                 await self._publisher.publish(await self._waiting(stage))
+
+    async def _make(self) -> None:
+        """Let the ledger know the run, if it does not."""
+        await self._ledger.open_run(self._spec, self._spec.run_id)
+        if self._paused and await self._paused():
+            await self._ledger.set_run_state(self._spec.run_id, RunState.PAUSED)
 
     async def _set_open(self, run_id: str) -> bool:
         """Open the run, unless it is paused and goes on by itself: then that was meant. Returns false if it
@@ -224,7 +246,7 @@ class Coordinator:
         """
         _log.warning("the ledger has lost run %s; it starts over with what the files lack", self._spec.run_id)
         self._healed_before = self._metrics.healed or Healed()
-        await patiently(partial(self._ledger.open_run, self._spec, self._spec.run_id))
+        await patiently(self._make)
 
     async def _waiting(self, stage: Stage) -> list[Ticket]:
         _, tickets = await self._ledger.waiting(stage, 0.0, 2 * await self._window.size())
@@ -309,7 +331,8 @@ class Coordinator:
     def _was_cut_short(self) -> bool:
         counts = self._metrics.counts()
         missing = self._total - counts.succeeded - counts.failed
-        return self._cancelled and missing > 0 and not self._delivery.enough.is_set()
+        more = missing > 0 or not self._source.closed
+        return self._cancelled and more and not self._delivery.enough.is_set()
 
     @property
     def _total(self) -> int:

@@ -65,6 +65,7 @@ class MemoryLedger(MemoryViews):
         """See ``Ledger.forget_run``."""
         if run := self._runs.pop(run_id, None):
             self._keys.pop(run.key, None)
+            self._count_gone(run.status)
         for tickets in (self._waiting, self._delayed):
             for ticket in [ticket for ticket in tickets if ticket.run_id == run_id]:
                 del tickets[ticket]
@@ -173,6 +174,7 @@ class MemoryLedger(MemoryViews):
         run.position += 1
         run.results[run.position] = Event(position=str(run.position), summary=summary, row=ended.row)
         run.count(**{summary.state: 1})
+        self._count_end(run.status.spec.run_id, summary)
         group = run.groups[summary.example_index]
         ending = KeptSample(since=group.accepted_at, state=RolloutState(summary.state), attempt=0)
         group.samples[summary.sample_index] = ending
@@ -239,6 +241,7 @@ class MemoryLedger(MemoryViews):
         if not self._claims.get(worker):
             self._leases.pop(worker, None)
             self._claims.pop(worker, None)
+            self._forget_probes(worker)
 
     async def announce(self, weights: Weights) -> bool:
         """See ``Ledger.announce``."""
@@ -247,6 +250,20 @@ class MemoryLedger(MemoryViews):
             return False
         self._weights[weights.model] = weights
         return True
+
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """See ``Ledger.lead``."""
+        now = self._clock()
+        standing, until = self._offices.get(office, (holder, now))
+        if standing != holder and now < until:
+            return False
+        self._offices[office] = holder, now + term
+        return True
+
+    async def resign(self, office: str, holder: str) -> None:
+        """See ``Ledger.resign``."""
+        if self._offices.get(office, ("", 0.0))[0] == holder:
+            del self._offices[office]
 
     async def close(self) -> None:
         """Nothing to close."""
