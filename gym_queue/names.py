@@ -30,6 +30,11 @@ def runs_key() -> str:
     return f"{KEY_PREFIX}:runs"
 
 
+def totals_key() -> str:
+    """Hash: the counters of all runs that were forgotten, summed up."""
+    return f"{KEY_PREFIX}:totals"
+
+
 def idempotency_key(key: str) -> str:
     """String: id of the run that was submitted under this idempotency key."""
     return f"{KEY_PREFIX}:idempotency:{key}"
@@ -98,6 +103,16 @@ def leases_key() -> str:
 def worker_key(worker: str) -> str:
     """Hash: what a worker says of itself with each heartbeat."""
     return f"{KEY_PREFIX}:worker:{worker}"
+
+
+def probes_key() -> str:
+    """Hash: when a worker was asked to say that it is there, by worker, while it has not."""
+    return f"{KEY_PREFIX}:probes"
+
+
+def round_trips_key() -> str:
+    """Hash: how many seconds the last such question was on its way, by worker."""
+    return f"{KEY_PREFIX}:round_trips"
 
 
 def weights_key() -> str:

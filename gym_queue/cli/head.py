@@ -31,7 +31,7 @@ def head(host: str | None, port: int | None) -> None:
     from gym_queue.telemetry import logging  # noqa: PLC0415
 
     allow_many()
-    logging.configure(settings.log_level, "head")
+    logging.configure_process(settings, "head")
     with listen(settings.head_host, settings.head_port) as listener:
         asyncio.run(await_redis(settings.redis_url))
         app = create_app(settings)
