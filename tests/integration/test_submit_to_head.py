@@ -36,7 +36,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHead]:
     for name in ("GYM_QUEUE_REDIS_URL", "HEAD_SERVER_URL", "LOG_LEVEL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GYM_QUEUE_AUTH_TOKEN", TOKEN)
-    monkeypatch.setattr(execution, "configure", lambda *_: None)
+    monkeypatch.setattr(execution, "configure", lambda *_, **__: None)
     monkeypatch.setattr(following, "PATIENCE", 0.5)
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     with playing_beside() as played:
