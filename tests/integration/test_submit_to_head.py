@@ -221,7 +221,8 @@ def test_an_example_that_the_head_does_not_take(head: FakeHead, tmp_path: Path) 
     result = submit(head, "--environment", "python:only_there:Env")
     assert result.exit_code == 2
     assert "of examples 0 to 1 none was taken: line 2: the row has neither" in result.stderr
-    assert "the run at the head is cancelled" in result.stderr
+    assert "the run at the head is cancelled; 0 of 4 rollouts are in out.jsonl" in result.stderr
+    assert "--resume" not in result.stderr
     assert head.runs["run-0"].state == "cancelled"
 
 
