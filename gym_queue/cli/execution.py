@@ -67,8 +67,11 @@ def execute(options: Options) -> int:
         except GymQueueError as error:
             if not job.started:
                 raise
+            if job.head and isinstance(error, UsageError):  # with this input there is no going on
+                say(f"{error}; {_kept(job)}")
+                return WRONG_USE
             say(f"{error}; {_close_early(job)}")
-            return WRONG_USE if isinstance(error, UsageError) else SOME_FAILED
+            return SOME_FAILED
     for folder in ("redis", "payloads"):  # all they knew is in the files now
         shutil.rmtree(job.paths.run_dir / folder, ignore_errors=True)
     for line in summary(metrics, job.paths):
