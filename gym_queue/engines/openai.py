@@ -26,7 +26,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from urllib.parse import parse_qsl, urlsplit
 import aiohttp
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from gym_queue import open_files
 from gym_queue.engines.chat_answer import completion_in, first_model, message_in
 from gym_queue.errors import EngineSetupError, EngineUnavailableError, ModelError
 from gym_queue.telemetry.story import outside
@@ -56,7 +56,6 @@ _CONNECT_TIMEOUT = 30.0
 """Long: when thousands connect at once, a full backlog makes the kernel repeat a SYN after 1, 3, 7, 15 s."""
 _PROBE_TIMEOUT = 10.0
 _DNS_CACHE = 300
-_OPEN_FILES = 65_536
 _REFUSED = frozenset({400, 422})
 _SETUP = frozenset({401, 403, 404})
 _BUSY = frozenset({408, 425, 429})
@@ -230,7 +229,7 @@ class OpenAIEngine:
     def _opened(self) -> aiohttp.ClientSession:
         """Return the session; without a limit, so that requests wait for the model, not for each other."""
         if self._session is None:
-            _allow_many_sockets()
+            open_files.allow_many()
             key = self._settings.api_key
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=_DNS_CACHE),
@@ -322,11 +321,3 @@ def _wait(state: RetryCallState) -> float:
 
 def _is_out_of_patience(state: RetryCallState) -> bool:
     return (state.seconds_since_start or 0.0) + state.upcoming_sleep > _error_of(state).patience
-
-
-def _allow_many_sockets() -> None:
-    """Raise the soft limit of open files (1,024 in most shells): a waiting request is an open socket."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
