@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import platform
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.beat import Scheduler, SchedulingError
 from celery.signals import setup_logging
 
+from gym_queue import names
 from gym_queue.celery_app import make_app
 from gym_queue.telemetry.logging import configure
 from gym_queue.telemetry.outage import Outage
@@ -39,10 +41,16 @@ class Timetable(Scheduler):
         """Send one task, and say once if that cannot be done."""
         try:
             self.apply_async(entry, producer=producer, advance=False)
-        except SchedulingError as error:
+            self._sign(producer)
+        except (SchedulingError, *self.connection.connection_errors) as error:
             self._outage.goes_on(error)
         else:
             self._outage.is_over()
+
+    def _sign(self, producer: Any) -> None:
+        """Leave word that beat is at work, for ``gym-queue doctor``."""
+        redis = producer.channel.client
+        redis.set(names.beat_key(), platform.node(), ex=names.BEAT_REMEMBERED)
 
 
 def make_beat(settings: Settings, timetable: dict[str, Any]) -> Celery:

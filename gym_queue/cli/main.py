@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from gym_queue.cli.doctor import doctor
 from gym_queue.cli.flags import VERSION
 from gym_queue.cli.overview import status, workers
 from gym_queue.cli.rollouts import cancel, why
@@ -45,7 +46,7 @@ def main() -> None:
     """See what runs, rollouts and workers do, and steer them."""
 
 
-for command in (why, cancel, runs, workers, status):
+for command in (why, cancel, runs, workers, status, doctor):
     main.add_command(command)
 
 
