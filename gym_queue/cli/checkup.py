@@ -37,8 +37,8 @@ _GIB = 1024**3
 _UNAUTHORIZED = 401
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Yield what is found, as it is."""
+def examine(settings: Settings, role: str | None = None) -> Iterator[Finding]:
+    """Yield what is found, as it is. Heads alone keep runs; without a role there may be one here."""
     yield _versions()
     if "redis_url" in settings.model_fields_set:
         yield from _redis(settings)
@@ -47,7 +47,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if settings.head_server_url:
         yield from _head(settings)
     yield _payloads(settings)
-    yield _runs_dir(Path(settings.runs_dir))
+    if role in {None, "head"}:
+        yield _runs_dir(Path(settings.runs_dir))
     yield from _disks(settings)
     yield _gpu()
 

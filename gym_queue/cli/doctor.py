@@ -45,4 +45,4 @@ def _findings(settings: Settings, role: str | None, *, quick: bool) -> Iterator[
     if not quick:
         from gym_queue.cli.checkup import examine  # noqa: PLC0415 - heavier than a health check may be
 
-        yield from examine(settings)
+        yield from examine(settings, role)

@@ -12,6 +12,7 @@ from gym_queue.cli.overview import status, workers
 from gym_queue.cli.rollouts import cancel, why
 from gym_queue.cli.runs import runs
 from gym_queue.cli.status import INTERRUPTED, OPERATOR, WRONG_USE, say
+from gym_queue.cli.up import up
 from gym_queue.errors import GymQueueError
 
 _EPILOG = """\
@@ -46,7 +47,7 @@ def main() -> None:
     """See what runs, rollouts and workers do, and steer them."""
 
 
-for command in (why, cancel, runs, workers, status, doctor):
+for command in (why, cancel, runs, workers, status, doctor, up):
     main.add_command(command)
 
 
