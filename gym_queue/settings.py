@@ -46,6 +46,13 @@ class Settings(BaseSettings):
     auth_token: str = Field(
         default="", description="Bearer token that the head asks for, and that clients send.", repr=False
     )
+    head_host: str = Field(
+        default="127.0.0.1",
+        description="Address that the head listens on; without a token only this machine.",
+    )
+    head_port: int = Field(
+        default=11_000, ge=0, le=65_535, description="Port that the head listens on; 0: any that is free."
+    )
     runs_dir: str = Field(
         default="runs/head", description="Folder where the heads keep runs; the same for all of them."
     )

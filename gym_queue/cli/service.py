@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _TIME_TO_HAND_BACK = 8.0
 """Seconds, after those for what is in flight, in which workers hand back the rest."""
 
+HEAD = [sys.executable, "-m", "gym_queue.cli.main", "head"]
+
 _LOOK = 0.2
 _FORGIVEN_AFTER = 60.0
 """Seconds after which a death is no longer held against its part: what dies seldom is started again for ever,
@@ -42,8 +44,9 @@ what cannot start any more each time a little later.
 
 @dataclass(frozen=True)
 class Plan:
-    """What to bring up, and where its data and logs are."""
+    """What to bring up, and where its data and logs are. ``embedded``: the head runs inside this process."""
 
+    embedded: bool
     workers: int
     verifiers: int
     folder: Path
@@ -85,7 +88,7 @@ async def _up(plan: Plan, settings: Settings, stopping: asyncio.Event) -> None:
         workers=plan.workers,
         verifiers=plan.verifiers,
         fresh=False,
-        services={"head": [sys.executable, "-m", "gym_queue.cli.main", "head"]},
+        services={"head": HEAD},
     )
     async with stack, AsyncExitStack() as closing:
         ledger, publisher = assembly.make_ledger(stack.settings), assembly.make_broker(stack.settings)

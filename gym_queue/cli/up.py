@@ -19,9 +19,7 @@ PATTERNS = ("all-in-one", "separated")
     help="all-in-one: few processes, the head's inside this one; separated: each part is one of its own.",
 )
 @click.option("--workers", type=_COUNT, default=1, show_default=True, help="Worker processes that generate.")
-@click.option(
-    "--verifiers", type=_COUNT, default=1, show_default=True, help="Worker processes that verify."
-)
+@click.option("--verifiers", type=_COUNT, default=1, show_default=True, help="Worker processes that verify.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
@@ -41,5 +39,5 @@ def up(context: click.Context, pattern: str, workers: int, verifiers: int, folde
     """
     from gym_queue.cli.service import Plan, serve  # noqa: PLC0415 - heavy: not for --help
 
-    plan = Plan(embedded_head=pattern == PATTERNS[0], workers=workers, verifiers=verifiers, folder=folder)
+    plan = Plan(embedded=pattern == PATTERNS[0], workers=workers, verifiers=verifiers, folder=folder)
     context.exit(serve(plan))
