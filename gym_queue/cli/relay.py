@@ -51,8 +51,7 @@ class Relay:
             log.seek(self._shown.get(path, 0))
             while piece := log.read(_AT_ONCE):
                 *lines, self._torn[path] = (self._torn.get(path, b"") + piece).split(b"\n")
-                for line in lines:
-                    yield line.decode(errors="replace")
+                yield from (line.decode(errors="replace") for line in lines if line.strip())
             self._shown[path] = log.tell()
         if self._shown[path] > _LARGEST:
             os.truncate(path, 0)

@@ -1,4 +1,4 @@
-"""The service that ``gym-queue up`` keeps up: a supervised stack with a head, and their logs on the screen."""
+"""The service that ``gym-queue up`` keeps up: a supervised stack with a head, and its logs on the screen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from gym_queue.cli.relay import Relay
 from gym_queue.cli.status import INTERRUPTED, OK, OPERATOR, say
 from gym_queue.coordinator.sidework import beside
 from gym_queue.embedded.stack import EmbeddedStack
-from gym_queue.redis_address import without_password
 from gym_queue.telemetry.logging import configure
 
 if TYPE_CHECKING:
@@ -109,8 +108,15 @@ async def _begin(stack: EmbeddedStack, ledger: Ledger, publisher: CeleryBroker) 
     await hand_back_of_the_dead(ledger, publisher, stack.pids if stack.own_redis else None)
     await stack.wait_ready(partial(leased, ledger))
     head = f"http://127.0.0.1:{stack.settings.head_port}"
-    while (await asyncio.to_thread(pulse.server, "head", head, "/ready")).level is not Level.OK:
+    while True:
+        if await asyncio.to_thread(_is_ready, head):
+            break
         await asyncio.sleep(_LOOK)
     say(f"the head listens on {head}: submit-rollouts INPUT.jsonl --model MODEL --head {head} ...", OPERATOR)
-    say(f"its Redis is GYM_QUEUE_REDIS_URL={without_password(stack.settings.redis_url)}", OPERATOR)
+    if stack.own_redis:
+        say(f"to look into its Redis: export GYM_QUEUE_REDIS_URL={stack.settings.redis_url}", OPERATOR)
     say("Ctrl-C stops all", OPERATOR)
+
+
+def _is_ready(head: str) -> bool:
+    return pulse.server("head", head, "/ready").level is Level.OK
