@@ -30,6 +30,10 @@ class UsageError(GymQueueError):
     failure_class = FailureClass.INVALID
 
 
+class UnknownRunError(UsageError):
+    """There is no such run."""
+
+
 class ConflictError(GymQueueError):
     """The same idempotency key was used with another body."""
 

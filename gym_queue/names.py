@@ -8,6 +8,8 @@ ROLLOUT_QUEUE = "rollouts.default"
 VERIFY_QUEUE = "verify.default"
 MAINTENANCE_QUEUE = "maintenance"
 
+COORDINATOR_OFFICE = "coordinator"
+
 GENERATE_TASK = "gym_queue.generate"
 VERIFY_TASK = "gym_queue.verify"
 SWEEP_TASK = "gym_queue.sweep"
@@ -86,6 +88,11 @@ def written_key(worker: str) -> str:
     return f"{KEY_PREFIX}:written:{worker}"
 
 
+def office_key(office: str) -> str:
+    """String: who holds an office, of which there is one holder at a time. Expires with its term."""
+    return f"{KEY_PREFIX}:office:{office}"
+
+
 def leases_key() -> str:
     """Sorted set: workers by the time of their last heartbeat."""
     return f"{KEY_PREFIX}:leases"
@@ -99,3 +106,8 @@ def worker_key(worker: str) -> str:
 def beat_key() -> str:
     """String: the machine on which beat last sent what was due. Expires."""
     return f"{KEY_PREFIX}:beat"
+
+
+def weights_key() -> str:
+    """Hash: the newest announced weights by model. Outlives runs, so that no version ever goes back."""
+    return f"{KEY_PREFIX}:weights"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from itertools import compress
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -288,6 +289,11 @@ class Tokens(Record):
     loss_mask: tuple[int, ...]
     weight_version: tuple[int, ...]
 
+    @property
+    def oldest_version(self) -> int | None:
+        """The oldest weights that sampled a token, ``None`` where none was sampled."""
+        return min(compress(self.weight_version, self.loss_mask), default=None)
+
 
 class Trajectory(Record):
     """What a rollout did. ``tokens`` is ``None`` where the engine shows no token ids. ``state`` is the
@@ -330,7 +336,9 @@ class Timings(Record):
 
 
 class Summary(Record):
-    """The few numbers of an ended rollout that metrics need, so that nobody parses whole rows for them."""
+    """The few numbers of an ended rollout that metrics and groups need, so that nobody parses whole rows for
+    them. ``weight_version`` is the oldest that sampled a token, ``None`` where nobody knows.
+    """
 
     example_index: int
     sample_index: int
@@ -339,6 +347,7 @@ class Summary(Record):
     reward: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     failure_class: FailureClass | None = None
+    weight_version: int | None = None
     usage: Usage = Usage()
     turns: int = 0
     timings: Timings

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     )
 
     redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0", description="Redis that carries ledger and queues."
+        default="redis://127.0.0.1:6379/0", description="Redis that carries ledger and queues.", repr=False
     )
     head_server_url: str = Field(
         default="",
@@ -52,6 +52,14 @@ class Settings(BaseSettings):
     )
     head_port: int = Field(
         default=11_000, ge=0, le=65_535, description="Port that the head listens on; 0: any that is free."
+    )
+    max_request_bytes: int = Field(
+        default=67_108_864,
+        ge=1024,
+        description="Largest body with examples that the head takes; others end at 1 MiB.",
+    )
+    rate_limit: float = Field(
+        default=1000.0, ge=0, description="Requests a second that the head takes from one address; 0: any."
     )
     runs_dir: str = Field(
         default="runs/head", description="Folder where the heads keep runs; the same for all of them."

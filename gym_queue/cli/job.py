@@ -13,17 +13,18 @@ from gym_queue import assembly
 from gym_queue.cli.status import say
 from gym_queue.coordinator import manifest
 from gym_queue.coordinator.archive import Archive, paths
+from gym_queue.coordinator.limits import limits_of
 from gym_queue.coordinator.manifest import Manifest
 from gym_queue.coordinator.metrics import Metrics
 from gym_queue.coordinator.source import EnvironmentSource, JsonlSource
 from gym_queue.errors import UsageError
-from gym_queue.records import Limits, RunSpec, Sampling
-from gym_queue.settings import Settings
+from gym_queue.records import RunSpec, Sampling
 
 if TYPE_CHECKING:
     from gym_queue.cli.options import Options
     from gym_queue.coordinator.archive import OutputPaths
     from gym_queue.coordinator.source import Source
+    from gym_queue.settings import Settings
 
 
 @dataclass
@@ -119,17 +120,10 @@ def _spec(options: Options, settings: Settings, source: Source, earlier: Manifes
             max_tokens=options.max_tokens,
             seed=options.seed,
         ),
-        limits=_limits(settings),
+        limits=limits_of(settings),
         priority=options.priority,
         input_fingerprint=source.fingerprint,
         output=f"{platform.node()}:{options.output.absolute()}",
-    )
-
-
-def _limits(settings: Settings) -> Limits:
-    """Return the limits of a run: the settings of the same names."""
-    return Limits(
-        **{name: getattr(settings, name) for name in Limits.model_fields if name in Settings.model_fields}
     )
 
 

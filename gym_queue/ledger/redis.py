@@ -34,7 +34,7 @@ from gym_queue.records import Example, Fence, RunSpec, RunState, Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.records import Group, Ticket
+    from gym_queue.records import Group, Ticket, Weights
 
 _TOLD_FOR = 3600
 """Seconds that a worker has to read what was taken from it."""
@@ -57,7 +57,7 @@ class RedisLedger(RedisViews):
         """See ``Ledger.open_run``."""
         keys = [names.idempotency_key(idempotency_key), names.run_key(spec.run_id), names.runs_key()]
         answer = await self._run_script(
-            "open_run", keys, spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key
+            "open_run", keys, spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key, spec.model
         )
         if answer is None:
             msg = f"run {spec.run_id} was submitted under another idempotency key"
@@ -124,6 +124,7 @@ class RedisLedger(RedisViews):
             names.waiting_key(stage),
             names.claims_key(worker),
             names.leases_key(),
+            names.weights_key(),
         ]
         args: list[Any] = [WAITING_STATE[stage].value, RUNNING_STATE[stage].value, ticket.attempt, worker]
         args += [secrets.token_hex(4), lease, members.encode(ticket), ticket.losses]
@@ -132,7 +133,7 @@ class RedisLedger(RedisViews):
         answer = await self._run_script("claim", keys, *args)
         if answer is None:
             return None
-        now, opened_at, example, accepted_at, *granted = answer
+        now, opened_at, example, accepted_at, model, weights, *granted = answer
         samples = tuple(
             ClaimedSample(
                 fence=fence_of(ticket, int(sample), worker),
@@ -148,6 +149,7 @@ class RedisLedger(RedisViews):
             samples=samples,
             claimed_at=float(now),
             opened_at=float(opened_at),
+            weights=members.weights(model.decode(), weights) if weights else None,
         )
 
     async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
@@ -230,6 +232,20 @@ class RedisLedger(RedisViews):
         """See ``Ledger.drop_lease``."""
         keys = [names.leases_key(), names.worker_key(worker), names.claims_key(worker)]
         await self._run_script("drop_lease", keys, worker)
+
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """See ``Ledger.lead``."""
+        milliseconds = max(1, round(term * 1000))
+        return bool(await self._run_script("lead", [names.office_key(office)], holder, milliseconds))
+
+    async def resign(self, office: str, holder: str) -> None:
+        """See ``Ledger.resign``."""
+        await self._run_script("resign", [names.office_key(office)], holder)
+
+    async def announce(self, weights: Weights) -> bool:
+        """See ``Ledger.announce``."""
+        said = weights.model, weights.version, secrets.token_hex(4), weights.uri
+        return bool(await self._run_script("announce", [names.weights_key()], *said))
 
     async def close(self) -> None:
         """See ``Ledger.close``."""

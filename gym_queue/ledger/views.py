@@ -17,7 +17,7 @@ from gym_queue.records import Example, RunSpec, RunState, RunStatus, Stage, Summ
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gym_queue.records import Fence, Ticket
+    from gym_queue.records import Fence, Ticket, Weights
 
 _COUNTERS = tuple(name for name in RunStatus.model_fields if name not in ("spec", "state", "opened_at"))
 
@@ -69,11 +69,14 @@ class RedisViews:
         )
 
     @at_the_edge
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``."""
         found: list[OpenRollout] = []
-        indices = await self._client.zrange(names.groups_key(run_id), 0, limit - 1)
-        for batch in _batches([int(index) for index in indices]):
+        if examples is None:
+            examples = await self._client.zrange(names.groups_key(run_id), 0, limit - 1)
+        for batch in _batches(sorted(map(int, examples))):
             if len(found) < limit:
                 found += await self._open_rollouts(run_id, batch)
         return found[:limit]
@@ -243,3 +246,9 @@ class RedisViews:
         if stale:
             await self._client.zrem(names.claims_key(worker), *stale)
         return found
+
+    @at_the_edge
+    async def weights(self, model: str) -> Weights | None:
+        """See ``Ledger.weights``."""
+        known = await self._client.hget(names.weights_key(), model)
+        return members.weights(model, known) if known else None

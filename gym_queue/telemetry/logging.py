@@ -6,11 +6,12 @@ import logging
 import sys
 
 _FORMAT = "%(asctime)s %(levelname)s {role}[%(process)d] %(name)s: %(message)s"
-_OTHERS = ("celery", "kombu")
+_OTHERS = ("celery", "kombu", "uvicorn")
 
 
 def configure(level: str, role: str = "gym_queue") -> None:
-    """Log ``gym_queue`` from ``level`` on, and warnings of Celery and kombu, to stderr. May be repeated.
+    """Log ``gym_queue`` from ``level`` on, and warnings of Celery, kombu and uvicorn, to stderr. May be
+    repeated.
 
     The root logger is left alone: it belongs to whoever embeds us.
 

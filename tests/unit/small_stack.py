@@ -47,12 +47,13 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Examples:
-    """A source of ``count`` examples."""
+    """A source of ``count`` examples, which may grow while it is not ``closed``."""
 
     fingerprint = "examples"
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, closed: bool = True) -> None:
         self.count = count
+        self.closed = closed
 
     def examples(self, start: int) -> Iterator[Example]:
         for index in range(start, self.count):
