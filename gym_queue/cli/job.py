@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gym_queue import assembly
+from gym_queue.cli import remote
 from gym_queue.cli.status import say
 from gym_queue.coordinator import manifest
 from gym_queue.coordinator.archive import Archive, paths
@@ -37,12 +38,18 @@ class Job:
     spec: RunSpec
     archive: Archive
     metrics: Metrics
+    manifest: Manifest
     started: bool = False
 
     @property
     def total(self) -> int:
         """Rollouts of the run."""
         return self.source.count * self.spec.samples
+
+    @property
+    def head(self) -> str:
+        """The head whose fleet does it; empty: it is done here."""
+        return self.manifest.head
 
     @property
     def paths(self) -> OutputPaths:
@@ -56,12 +63,24 @@ def prepare(options: Options, settings: Settings) -> Job:
     Raises:
         GymQueueError: the run is not possible; nothing was started.
     """
-    _check_fleet(options, settings)
-    source = _open_source(options)
-    assembly.check_model(options.model, settings)
+    head = settings.head_server_url
+    if head:
+        remote.check(options)
+        source = remote.open_source(options)
+    else:
+        _check_fleet(options, settings)
+        source = _open_source(options)
+        assembly.check_model(options.model, settings)
     earlier = manifest.read(paths(options.output).run_dir) if options.resume else None
     spec = _spec(options, settings, source, earlier)
-    now = Manifest(spec=spec, examples=source.count, command=options.plain_command, directory=str(Path.cwd()))
+    now = Manifest(
+        spec=spec,
+        examples=source.count,
+        command=options.plain_command,
+        directory=str(Path.cwd()),
+        head=head,
+        key=(earlier.key if earlier else spec.run_id) if head else "",
+    )
     _check_same(options, now, earlier)
     metrics = Metrics(options.samples)
     archive = Archive(options.output, options.samples).open(
@@ -74,7 +93,7 @@ def prepare(options: Options, settings: Settings) -> Job:
         raise
     for note in archive.notes:
         say(note)
-    return Job(options, settings, source, spec, archive, metrics)
+    return Job(options, settings, source, spec, archive, metrics, now)
 
 
 def _check_fleet(options: Options, settings: Settings) -> None:
@@ -120,7 +139,7 @@ def _spec(options: Options, settings: Settings, source: Source, earlier: Manifes
             max_tokens=options.max_tokens,
             seed=options.seed,
         ),
-        limits=limits_of(settings),
+        limits=remote.limits(settings) if settings.head_server_url else limits_of(settings),
         priority=options.priority,
         input_fingerprint=source.fingerprint,
         output=f"{platform.node()}:{options.output.absolute()}",
@@ -136,6 +155,13 @@ def _check_same(options: Options, now: Manifest, earlier: Manifest | None) -> No
             msg = f"{where.rows} cannot be continued: {where.run_dir} does not say what run it belongs to"
             raise UsageError(msg)
         return
+    if bool(earlier.head) != bool(now.head):
+        msg = (
+            f"{where.rows} is of a run at the head {earlier.head}: continue it with --head {earlier.head}"
+            if earlier.head
+            else f"{where.rows} is of a run on this machine: continue it without --head and HEAD_SERVER_URL"
+        )
+        raise UsageError(msg)
     if different := manifest.differences(earlier, now):
         msg = f"{where.rows} cannot be continued with these settings: {'; '.join(different)}"
         raise UsageError(msg)

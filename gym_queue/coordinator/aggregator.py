@@ -5,12 +5,11 @@ them.
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from gym_queue.coordinator.patience import patiently
-from gym_queue.errors import DiskFullError
+from gym_queue.coordinator.room import once_there_is_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,16 +19,12 @@ if TYPE_CHECKING:
     from gym_queue.coordinator.metrics import Metrics
     from gym_queue.ledger.base import Event, Ledger
 
-_log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 1000
 _WAIT = 1.0
 _SHORT_WAIT = 0.05
 _LINGER = 0.02
 """Seconds between two batches, so that several rows share a sync of the disk, which costs more than a row."""
-
-_FULL_DISK_PAUSE = 1.0
-"""Seconds between two looks whether a full disk has room again."""
 
 
 class Aggregator:
@@ -96,28 +91,7 @@ class Aggregator:
 
     async def store(self, events: Sequence[Event]) -> None:
         """Store a batch, once there is room."""
-        said = False
-        while True:
-            try:
-                await self._store_whole(events)
-            except DiskFullError as error:
-                if not said:
-                    _log.warning("the run pauses: %s; it goes on by itself when there is room", error)
-                    said = True
-                await asyncio.sleep(_FULL_DISK_PAUSE)
-            else:
-                if said:
-                    _log.warning("the run goes on: there is room again")
-                return
-
-    async def _store_whole(self, events: Sequence[Event]) -> None:
-        """Store a batch. Who cancels this closes the archive next, so it ends when its thread does."""
-        storing = asyncio.create_task(self._store(events))
-        try:
-            await asyncio.shield(storing)
-        except asyncio.CancelledError:
-            await asyncio.gather(storing, return_exceptions=True)  # what failed is not acknowledged
-            raise
+        await once_there_is_room(partial(self._store, events))
 
     async def _store(self, events: Sequence[Event]) -> None:
         fresh = await asyncio.to_thread(self._archive.append, events)

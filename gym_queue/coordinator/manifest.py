@@ -22,7 +22,9 @@ class Manifest(Record):
 
     ``command`` are the arguments of the command as they were given, without ``--resume`` and ``--retry``, and
     ``directory`` is the folder that they were given in; both may change between resumes. ``request`` is what
-    the head was asked for: then ``examples`` are those of a mix, or 0 where they are appended.
+    the head was asked for: then ``examples`` are those of a mix, or 0 where they are appended. ``head`` is
+    where a run is done that is not done here, ``key`` under which it was submitted there; until the head has
+    answered, its run id is that key too.
     """
 
     spec: RunSpec
@@ -30,6 +32,8 @@ class Manifest(Record):
     command: tuple[str, ...] = ()
     directory: str = ""
     request: RunRequest | None = None
+    head: str = ""
+    key: str = ""
 
 
 def write(run_dir: Path, manifest: Manifest) -> None:

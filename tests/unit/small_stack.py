@@ -43,7 +43,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gym_queue.coordinator.run._DUE_INTERVAL", 0.01)
     monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 0.01)
     monkeypatch.setattr("gym_queue.coordinator.aggregator._WAIT", 0.01)
-    monkeypatch.setattr("gym_queue.coordinator.aggregator._FULL_DISK_PAUSE", 0.01)
+    monkeypatch.setattr("gym_queue.coordinator.room._PAUSE", 0.01)
 
 
 class Examples:
