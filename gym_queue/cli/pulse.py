@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 WORKERS = ("gpu", "cpu")
 ROLES = ("head", *WORKERS, "beat", "redis", "flower")
 
-HEAD_HERE = "http://127.0.0.1:11000"
 _FLOWER_HERE = "http://127.0.0.1:5555"
 
 _TIMEOUT = 5.0
@@ -45,12 +44,15 @@ def feel(role: str, settings: Settings) -> Finding:
             return redis(settings)
     except GymQueueError as error:
         return Finding(Level.FAIL, role, str(error))
-    url, path = (
-        (_FLOWER_HERE, "/healthcheck")
-        if role == "flower"
-        else (settings.head_server_url or HEAD_HERE, "/health")
-    )
-    return server(role, url, path)
+    if role == "flower":
+        return server(role, _FLOWER_HERE, "/healthcheck")
+    return server(role, head_here(settings), "/health")
+
+
+def head_here(settings: Settings) -> str:
+    """Return the URL of this machine's head, seen from here."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.head_host, settings.head_host)  # noqa: S104
+    return f"http://[{host}]:{settings.head_port}" if ":" in host else f"http://{host}:{settings.head_port}"
 
 
 def redis(settings: Settings) -> Finding:

@@ -19,6 +19,11 @@ from gym_queue.cli.relay import Relay
 from gym_queue.cli.status import INTERRUPTED, OK, OPERATOR, say
 from gym_queue.coordinator.sidework import beside
 from gym_queue.embedded.stack import EmbeddedStack
+from gym_queue.errors import StackError, UsageError
+from gym_queue.head.app import create_app
+from gym_queue.head.auth import check_host
+from gym_queue.head.server import listen, make_server
+from gym_queue.settings import variable
 from gym_queue.telemetry.logging import configure
 
 if TYPE_CHECKING:
@@ -58,6 +63,10 @@ def serve(plan: Plan) -> int:
         GymQueueError: a part cannot be started.
     """
     settings = load_settings()
+    check_host(settings.head_host, settings.auth_token)
+    if settings.head_port == 0:
+        msg = f"{variable('head_port')} is 0: name a port, so that the head is found"
+        raise UsageError(msg)
     configure(settings.log_level, "up")
     try:
         asyncio.run(_serve(plan, settings))
@@ -87,7 +96,7 @@ async def _up(plan: Plan, settings: Settings, stopping: asyncio.Event) -> None:
         workers=plan.workers,
         verifiers=plan.verifiers,
         fresh=False,
-        services={"head": HEAD},
+        services={} if plan.embedded else {"head": HEAD},
     )
     async with stack, AsyncExitStack() as closing:
         ledger, publisher = assembly.make_ledger(stack.settings), assembly.make_broker(stack.settings)
@@ -95,19 +104,42 @@ async def _up(plan: Plan, settings: Settings, stopping: asyncio.Event) -> None:
         closing.push_async_callback(publisher.close)
         deaths: asyncio.Queue[Death] = asyncio.Queue()
         now = asyncio.get_running_loop().time
-        watch = stack.supervise(deaths.put_nowait, lambda: int(now() / _FORGIVEN_AFTER))
-        burials = bury_as_they_die(deaths, ledger, publisher, stack.could_start)
-        async with beside(watch, burials, _begin(stack, ledger, publisher)) as during:
+        helpers = [
+            stack.supervise(deaths.put_nowait, lambda: int(now() / _FORGIVEN_AFTER)),
+            bury_as_they_die(deaths, ledger, publisher, stack.could_start),
+            _begin(stack, ledger, publisher),
+        ]
+        if plan.embedded:
+            helpers.append(_head_here(stack.settings))
+        async with beside(*helpers) as during:
             await during(stopping.wait())
-        say(f"stopping: what is in flight has {settings.shutdown_grace:g} s (again: stop at once)", OPERATOR)
+            say(
+                f"stopping: what is in flight has {settings.shutdown_grace:g} s (again: stop at once)",
+                OPERATOR,
+            )
         await stack.stop(settings.shutdown_grace + _TIME_TO_HAND_BACK)
+
+
+async def _head_here(settings: Settings) -> None:
+    """Be the head, in a thread with an event loop of its own, until cancelled."""
+    with listen(settings.head_host, settings.head_port) as listener:
+        app = create_app(settings)
+        server = make_server(app, lambda: app.state.services.stop())  # noqa: PLW0108 - they are made later
+        serving = asyncio.ensure_future(asyncio.to_thread(server.run, [listener]))
+        try:
+            await asyncio.shield(serving)
+        finally:
+            server.should_exit = True
+            await serving
+    msg = "the head ended by itself; its last lines say why"
+    raise StackError(msg)
 
 
 async def _begin(stack: EmbeddedStack, ledger: Ledger, publisher: CeleryBroker) -> None:
     """Give back what an earlier stack left, wait until all parts are ready, and say how to use them."""
     await hand_back_of_the_dead(ledger, publisher, stack.pids if stack.own_redis else None)
     await stack.wait_ready(partial(leased, ledger))
-    head = f"http://127.0.0.1:{stack.settings.head_port}"
+    head = pulse.head_here(stack.settings)
     while True:
         if await asyncio.to_thread(_is_ready, head):
             break
