@@ -7,6 +7,7 @@ import secrets
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
 
 from gym_queue.testing import wait_until
 from tests.deploy.engine import BASE_IMAGE, ROOT, compose, found
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.deploy.engine import Engine
 
-FILES = ("-f", "compose/compose.yaml", "-f", "tests/deploy/outside.yaml")
+FILES = ("-f", "compose/compose.yaml", "-f", "tests/deploy/offline.yaml")
 IMAGE = "gym-queue-test:latest"
 
 
@@ -33,13 +34,15 @@ class Composition:
         self.engine = engine
         self.name = f"gq{secrets.token_hex(3)}"
         self.redis_password, self.flower_password = secrets.token_hex(16), secrets.token_hex(16)
-        self.redis_port, self.flower_port = free_port(), free_port()
+        self.token = secrets.token_hex(16)
+        self.head_port, self.flower_port = free_port(), free_port()
         self._env_file = folder / "env"
         settings = {
             "REDIS_PASSWORD": self.redis_password,
             "FLOWER_PASSWORD": self.flower_password,
+            "GYM_QUEUE_AUTH_TOKEN": self.token,
+            "HEAD_PORT": self.head_port,
             "FLOWER_PORT": self.flower_port,
-            "TEST_REDIS_PORT": self.redis_port,
             "GYM_QUEUE_IMAGE": IMAGE,
             "BASE_IMAGE": BASE_IMAGE,
             "WHEELHOUSE": "build/wheelhouse",
@@ -52,9 +55,9 @@ class Composition:
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
     @property
-    def redis_url(self) -> str:
-        """Where Redis is, seen from outside the containers."""
-        return f"redis://:{self.redis_password}@127.0.0.1:{self.redis_port}/0"
+    def head_url(self) -> str:
+        """Where the head is, seen from outside the containers."""
+        return f"http://127.0.0.1:{self.head_port}"
 
     @property
     def flower_url(self) -> str:
@@ -68,6 +71,15 @@ class Composition:
     def up(self, gpu_workers: int = 1) -> None:
         """Bring all parts up, or change how many workers generate."""
         self.call("up", "--detach", "--no-build", "--scale", f"gpu-worker={gpu_workers}")
+
+    def workers(self, kind: str = "gpu") -> set[str]:
+        """Return the names of the workers that the head sees."""
+        request = Request(  # noqa: S310 - of our own making
+            f"{self.head_url}/v1/workers", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with urlopen(request, timeout=10) as answer:  # noqa: S310
+            known = json.loads(answer.read())["workers"]
+        return {worker["worker"] for worker in known if worker["kind"] == kind}
 
     def containers(self, service: str = "") -> list[dict[str, Any]]:
         """Return what docker knows of the containers, running or not."""

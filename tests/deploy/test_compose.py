@@ -8,7 +8,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from redis import Redis
 
 from gym_queue import names
 from gym_queue.testing import wait_until
@@ -29,16 +28,9 @@ EXAMPLES, SAMPLES = 125, 4
 CONCURRENCY = 8
 
 
-def workers(composition: Composition, kind: str = "gpu") -> set[str]:
-    """Return the workers that hold a lease."""
-    with Redis.from_url(composition.redis_url, decode_responses=True) as client:
-        known = client.zrange(names.leases_key(), 0, -1)
-        return {name for name in known if client.hget(names.worker_key(name), "kind") == kind}
-
-
 def test_a_missing_secret_is_one_sentence(engine: Engine, tmp_path: Path) -> None:
-    given: dict[str, str] = {"TEST_REDIS_PORT": "1"}
-    for name in ("REDIS_PASSWORD", "FLOWER_PASSWORD"):
+    given: dict[str, str] = {}
+    for name in ("REDIS_PASSWORD", "GYM_QUEUE_AUTH_TOKEN", "FLOWER_PASSWORD"):
         (tmp_path / "env").write_text("".join(f"{known}={value}\n" for known, value in given.items()))
         said = engine.run(*compose(), "--env-file", str(tmp_path / "env"), *FILES, "config", check=False)
         assert f"set {name} in compose/.env to" in said
@@ -75,19 +67,18 @@ def test_every_row_once_while_workers_come_go_and_are_killed(
         tmp_path,
         [{"prompt": f"{i}?", "answer": "42", "verifier": verifiers[i % 2]} for i in range(EXAMPLES)],
     )
-    arguments = ("--model", "stub:?text=42&delay=0.8", "--samples", str(SAMPLES))
-    fleet = ("--workers", "0", "--verifiers", "0")
-    before = workers(composition)
-    with submitted(tmp_path, *arguments, *fleet, GYM_QUEUE_REDIS_URL=composition.redis_url) as command:
+    arguments = ("--model", "stub:?text=42&delay=1.2", "--samples", str(SAMPLES))
+    to_head = {"HEAD_SERVER_URL": composition.head_url, "GYM_QUEUE_AUTH_TOKEN": composition.token}
+    before = composition.workers()
+    with submitted(tmp_path, *arguments, **to_head) as command:
         command.reach(20)
         composition.up(gpu_workers=3)
-        wait_until(lambda: len(workers(composition)) == 3, 120, what="three workers")
-        assert before < workers(composition), "each has a name of its own"
+        wait_until(lambda: len(composition.workers()) == 3, 120, what="three workers")
+        assert before < composition.workers(), "each has a name of its own"
         command.reach(120)
-        assert command.process.poll() is None
-        victim = composition.containers("gpu-worker")[0]["Id"]
-        composition.engine.run(found("docker"), "kill", victim)
+        kill(composition, "gpu-worker")
         command.reach(200)
+        kill(composition, "head")
         assert command.process.poll() is None, "what follows has to happen while the run goes on"
         composition.up(gpu_workers=1)
         assert command.end(300) == 0, command.said
@@ -95,8 +86,14 @@ def test_every_row_once_while_workers_come_go_and_are_killed(
     assert {row["reward"] for row in rows} == {1.0}
     again = Counter(row["attempt"] > 1 for row in rows)
     assert 0 < again[True] <= 2 * CONCURRENCY, "the killed one lost what it held, those taken down nothing"
-    wait_until(lambda: len(workers(composition)) == 1, 60, what="one worker")
+    wait_until(lambda: len(composition.workers()) == 1, 60, what="one worker")
     composition.wait_healthy()
+
+
+def kill(composition: Composition, service: str) -> None:
+    """Kill the first container of a service."""
+    victim = composition.containers(service)[0]["Id"]
+    composition.engine.run(found("docker"), "kill", victim)
 
 
 def test_flower_shows_our_tasks_under_their_names(composition: Composition) -> None:
