@@ -170,6 +170,12 @@ class WorkerStoodStillError(GymQueueError):
     """The worker stood still past a deadline: whose time it was cannot be told."""
 
 
+class StaleError(GymQueueError):
+    """The weights that sampled the rollout are too old."""
+
+    failure_class = FailureClass.STALE
+
+
 class InvalidExampleError(GymQueueError):
     """The example lacks what its environment or verifier needs."""
 

@@ -33,6 +33,11 @@ def runs_key() -> str:
     return f"{KEY_PREFIX}:runs"
 
 
+def totals_key() -> str:
+    """Hash: the counters of all runs that were forgotten, summed up."""
+    return f"{KEY_PREFIX}:totals"
+
+
 def idempotency_key(key: str) -> str:
     """String: id of the run that was submitted under this idempotency key."""
     return f"{KEY_PREFIX}:idempotency:{key}"
@@ -106,6 +111,16 @@ def worker_key(worker: str) -> str:
 def beat_key() -> str:
     """String: the machine on which beat last sent what was due. Expires."""
     return f"{KEY_PREFIX}:beat"
+
+
+def probes_key() -> str:
+    """Hash: when a worker was asked to say that it is there, by worker, while it has not."""
+    return f"{KEY_PREFIX}:probes"
+
+
+def round_trips_key() -> str:
+    """Hash: how many seconds the last such question was on its way, by worker."""
+    return f"{KEY_PREFIX}:round_trips"
 
 
 def weights_key() -> str:

@@ -5,6 +5,7 @@ each.
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import (
@@ -73,6 +74,16 @@ class Settings(BaseSettings):
     log_level: str = Field(
         default="INFO", validation_alias=_plain("LOG_LEVEL"), description="Level of every process's log."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Lines of the log: text, or json for one object a line."
+    )
+    metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port of a worker's or beat's /health, /ready and /metrics; 0: none.",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address that this port is opened on.")
     concurrency: int = Field(
         default=256, ge=1, description="Rollouts that one GPU worker process holds at once."
     )

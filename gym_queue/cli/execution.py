@@ -27,6 +27,7 @@ from gym_queue.embedded.stack import EmbeddedStack
 from gym_queue.errors import GymQueueError, LedgerError, StorageError, UsageError
 from gym_queue.maintenance.cancel import cancel_run
 from gym_queue.telemetry.logging import configure
+from gym_queue.telemetry.secrets import secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,7 +53,8 @@ def execute(options: Options) -> int:
         GymQueueError: no rollout was started; the sentence says why.
     """
     settings = load_settings(concurrency=options.concurrency, head_server_url=options.head)
-    configure(settings.log_level if "log_level" in settings.model_fields_set else "WARNING", PROGRAM)
+    level = settings.log_level if "log_level" in settings.model_fields_set else "WARNING"
+    configure(level, PROGRAM, form=settings.log_format, secrets=secrets_of(settings))
     job = prepare(options, settings)
     with job.archive:
         try:

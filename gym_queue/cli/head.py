@@ -27,9 +27,11 @@ def head(host: str | None, port: int | None) -> None:
     from gym_queue.embedded.preflight import await_redis  # noqa: PLC0415 - the same
     from gym_queue.head.app import create_app  # noqa: PLC0415
     from gym_queue.head.server import address_of, listen, make_server  # noqa: PLC0415
+    from gym_queue.open_files import allow_many  # noqa: PLC0415
     from gym_queue.telemetry import logging  # noqa: PLC0415
 
-    logging.configure(settings.log_level, "head")
+    allow_many()
+    logging.configure_process(settings, "head")
     with listen(settings.head_host, settings.head_port) as listener:
         asyncio.run(await_redis(settings.redis_url))
         app = create_app(settings)

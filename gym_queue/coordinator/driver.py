@@ -7,7 +7,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gym_queue.coordinator.archive import Archive, is_being_written
 from gym_queue.coordinator.groups import Groups
@@ -22,6 +22,7 @@ from gym_queue.records import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from gym_queue.coordinator.manifest import Manifest
     from gym_queue.coordinator.metrics import RunMetrics
@@ -129,14 +130,10 @@ class Driver:
         archive = Archive(self._folder.paths.rows, spec.samples)
         try:
             source = await _whole(asyncio.to_thread(self._open, plan, archive, metrics, groups))
-            written = await asyncio.to_thread(self._folder.written)
-            if written.final:  # whoever drove it died before all was written
-                last, complete = metrics.snapshot(accepted=archive.count), written.state is RunState.ENDED
-            else:
-                await self._make_ready(spec, archive)
-                last, complete = await self._coordinate(spec, source, archive, metrics, groups)
-            await asyncio.to_thread(self._write_metrics, spec, last, complete=complete)
-            await asyncio.to_thread(self._folder.set_done)
+            if (await asyncio.to_thread(self._folder.written)).final:  # another ended it meanwhile
+                return
+            await self._make_ready(spec, archive)
+            await self._coordinate(spec, source, archive, metrics, groups)
         finally:
             groups.close()
             archive.close()
@@ -167,9 +164,9 @@ class Driver:
 
     async def _coordinate(
         self, spec: RunSpec, source: Source, archive: Archive, metrics: Metrics, groups: Groups
-    ) -> tuple[RunMetrics, bool]:
-        """Run to the end; return the metrics, and whether the run was not cut short."""
+    ) -> None:
         means = self._means
+        file = _MetricsFile(self._folder.paths.metrics, spec)
         coordinator = Coordinator(
             ledger=means.ledger,
             publisher=means.publisher,
@@ -183,13 +180,12 @@ class Driver:
             groups=groups,
             cancel_samples=partial(means.cancel_samples, spec),
             progress=ProgressFile(self._folder.paths.run_dir),
-            paused=lambda: self._wish is RunState.PAUSED,
+            paused=self._is_to_pause,
+            on_end=file.write,
         )
-        async with beside(self._mind_wishes(), self._show_metrics(spec, metrics)) as during:
-            try:
-                return await during(coordinator.run()), True
-            except Cancelled:
-                return metrics.snapshot(accepted=archive.count), False
+        with suppress(Cancelled):
+            async with beside(self._mind_wishes(), file.keep_up(metrics)) as during:
+                await during(coordinator.run())
 
     async def _mind_wishes(self) -> None:
         """See to it that the ledger knows what is wished, even after it forgot."""
@@ -210,24 +206,12 @@ class Driver:
             await patiently(partial(self._means.cancel, self.run_id))
         elif wish is RunState.PAUSED or before is RunState.PAUSED:
             status = await patiently(partial(ledger.run, self.run_id))
-            other = RunState.OPEN if wish is RunState.PAUSED else RunState.PAUSED
-            if status is not None and status.state is other:
-                await patiently(partial(ledger.set_run_state, self.run_id, wish))
+            now = await asyncio.to_thread(self._folder.wish)  # what was just resumed must not be paused again
+            if status is not None and {status.state, now} == {RunState.OPEN, RunState.PAUSED}:
+                await patiently(partial(ledger.set_run_state, self.run_id, now))
 
-    async def _show_metrics(self, spec: RunSpec, metrics: Metrics) -> None:
-        """Write the metrics so far now and then. A full disk is left to the rows, which wait."""
-        shown: RunMetrics | None = None
-        while True:
-            now = metrics.snapshot()
-            if now != shown:
-                with suppress(DiskFullError):
-                    await asyncio.to_thread(self._write_metrics, spec, now, complete=False)
-                    shown = now
-            await asyncio.sleep(_METRICS_INTERVAL)
-
-    def _write_metrics(self, spec: RunSpec, metrics: RunMetrics, *, complete: bool) -> None:
-        about: dict[str, Any] = {"run_id": spec.run_id, "model": spec.model, "samples": spec.samples}
-        write_metrics(self._folder.paths.metrics, metrics, {**about, "complete": complete})
+    async def _is_to_pause(self) -> bool:
+        return await asyncio.to_thread(self._folder.wish) is RunState.PAUSED
 
     async def _say(self, sentence: str | None, level: int) -> None:
         """Say what the run waits for, to those who look at it and in the log."""
@@ -238,6 +222,37 @@ class Driver:
             _log.log(level, "run %s: %s", self.run_id, sentence)
         with suppress(GymQueueError):  # a disk that takes nothing is said where it matters
             await asyncio.to_thread(self._folder.set_waiting_for, sentence)
+
+
+class _MetricsFile:
+    """The metrics of one run while it is driven: so far, and then the last ones."""
+
+    def __init__(self, path: Path, spec: RunSpec) -> None:
+        self._path = path
+        self._about = {"run_id": spec.run_id, "model": spec.model, "samples": spec.samples}
+        self._one_at_a_time = asyncio.Lock()
+        self._final = False
+
+    async def keep_up(self, metrics: Metrics) -> None:
+        """Write the metrics so far now and then. A full disk is left to the rows, which wait."""
+        written: RunMetrics | None = None
+        while True:
+            now = metrics.snapshot()
+            if now != written:
+                with suppress(DiskFullError):
+                    await self.write(now, RunState.OPEN)
+                    written = now
+            await asyncio.sleep(_METRICS_INTERVAL)
+
+    async def write(self, metrics: RunMetrics, state: RunState) -> None:
+        """Write the metrics of a run in this state; none after those of a final one. Raises
+        ``StorageError``.
+        """
+        async with self._one_at_a_time:
+            if not self._final:
+                about = {**self._about, "complete": state is RunState.ENDED}
+                await _whole(asyncio.to_thread(write_metrics, self._path, metrics, about))
+            self._final |= state is not RunState.OPEN
 
 
 async def _whole(work: Awaitable[_Result]) -> _Result:

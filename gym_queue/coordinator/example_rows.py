@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from gym_queue.environments.base import Environment
 
+DEEPEST = 100
+"""Lists and objects in each other. pydantic writes no more than 255, some of which records add."""
+
 _OURS = frozenset({"id", "environment"})
 
 
@@ -101,7 +104,20 @@ def parse(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         msg = f"the row must be a JSON object, not {text[:40]}"
         raise UsageError(msg)
+    if text.count("[") + text.count("{") > DEEPEST and _depth(row) > DEEPEST:
+        msg = f"not JSON that can be used (nested more than {DEEPEST} deep)"
+        raise UsageError(msg)
     return row
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists and objects are inside of each other."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inside = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [child for children in inside for child in children if isinstance(child, dict | list)]
+    return depth
 
 
 def _no_number(text: str) -> float:

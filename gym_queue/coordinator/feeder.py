@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from gym_queue.coordinator.patience import patiently
 from gym_queue.errors import UsageError
+from gym_queue.ledger.base import fence_of
 from gym_queue.records import Group, RunState
+from gym_queue.telemetry.story import about
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from gym_queue.coordinator.window import Window
     from gym_queue.ledger.base import Ledger
     from gym_queue.pipeline import Publisher
-    from gym_queue.records import Example, RunStatus
+    from gym_queue.records import Example, RunStatus, Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -156,6 +158,8 @@ class Feeder:
         tickets = await patiently(accept)
         if groups and not tickets:  # refused: the next look at the ledger says why
             self._cursor = -1
+        if _log.isEnabledFor(logging.DEBUG):
+            _say_accepted(tickets)
         await patiently(partial(self._publisher.publish, tickets))
 
     def _next_groups(self, cursor: int, end: int, room: int) -> tuple[list[Group], int]:
@@ -203,3 +207,10 @@ class Feeder:
             return max(1, window // _LOWER_PRIORITY_SHARE)
         peers = (run.spec.weight for run in rivals if run.spec.priority == mine.spec.priority)
         return max(1, int(window * mine.spec.weight / sum(peers) + _ROUNDING))
+
+
+def _say_accepted(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        for sample in ticket.samples:
+            with about(fence_of(ticket, sample, worker="")):
+                _log.debug("accepted")

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 _ROWS = "examples.jsonl"
 _INDEX = "examples.index"
 
-_SEEN_BITS = 26
+_MOST_BITS = 1 << 26
+_LEAST_BITS = 1 << 16
+_BITS_AN_ID = 64
 _PLACES_AN_ID = 4
+_HEADROOM = 8
 
 _STRIDE = 1000
 """Rows between two marks of where a row begins."""
@@ -49,13 +52,14 @@ def standing(folder: Path) -> Standing:
 
 
 class Inbox:
-    """Appends to the input of one run. Any number of processes may; one thread at a time may use an object.
+    """Appends to the input of one run. Any number of processes may; threads may share an object.
 
-    The ids of a run are unique: that is exact, over all appends of all processes. Each object remembers in 8
-    MiB where ids may be taken (a Bloom filter: Bloom 1970, "Space/Time Trade-offs in Hash Coding with
+    The ids of a run are unique: that is exact, over all appends of all processes. Each object remembers in at
+    most 8 MiB where ids may be taken (a Bloom filter: Bloom 1970, "Space/Time Trade-offs in Hash Coding with
     Allowable Errors", of four places an id), reads what others appended when it meets it first, and reads the
-    file again only for an id that may be a repeated one. Wrongly that happens for one id in 100,000 in a
-    run of a million examples, and for one in 25 in a run of ten million: then appending gets slow, not wrong.
+    file again only as the filter grows, and for an id that may be a repeated one. Wrongly that happens for
+    one id in 80,000 in a run of up to a million examples, and for one in 25 in a run of ten million: then
+    appending gets slow, not wrong.
 
     Args:
         folder: the run's; it is there.
@@ -66,8 +70,9 @@ class Inbox:
         self._path = folder / _ROWS
         self._index_path = folder / _INDEX
         self._rows = rows
-        self._ids = _Ids()
+        self._ids = _Ids(0)
         self._seen = Standing()
+        self._one_at_a_time = Lock()  # a caller may be gone while its thread still works
 
     def append(self, body: bytes, offset: int | None, *, refusal: str = "") -> int:
         """Append the rows of ``body``, one JSON object a line: all of them or none. They are on disk when
@@ -88,6 +93,23 @@ class Inbox:
             StorageError: the files cannot be read or written; nothing was taken.
         """
         lines = _lines(body)
+        with self._one_at_a_time:
+            return self._append(lines, offset, refusal)
+
+    def close(self) -> int:
+        """Let no more rows come, durably. Returns how many examples there are. Safe to repeat.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with storage_errors(f"{self._index_path} cannot be written"), self._locked() as (data, index):
+            before = self._repaired(data, index)
+            if not before.closed:
+                self._say(index, before._replace(closed=True))
+            os.fdatasync(index)
+        return before.rows
+
+    def _append(self, lines: list[_Line], offset: int | None, refusal: str) -> int:
         with storage_errors(f"{self._path} cannot be written"), self._locked() as (data, index):
             before = self._repaired(data, index)
             if offset is not None:
@@ -108,17 +130,6 @@ class Inbox:
             self._say(index, after)
         self._remember(ids, after)
         return after.rows
-
-    def close(self) -> int:
-        """Let no more rows come, durably. Returns how many examples there are. Safe to repeat.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        with storage_errors(f"{self._index_path} cannot be written"), self._locked() as (data, index):
-            before = self._repaired(data, index)
-            self._say(index, before._replace(closed=True))
-        return before.rows
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[int, int]]:
@@ -178,6 +189,8 @@ class Inbox:
 
     def _refuse_taken(self, first: dict[str, int], before: Standing) -> None:
         rows = AppendedRows(self._path, self._index_path)
+        if not self._ids.has_room(before.rows + len(first)):
+            self._ids, self._seen = _Ids(before.rows + len(first)), Standing()
         if self._seen.rows < before.rows:  # others appended
             with rows.lines(self._seen.rows, before.rows) as lines:
                 self._remember((id_of(parse(line), number) for number, line in lines), before)
@@ -296,23 +309,30 @@ class AppendedSource:
 
 
 class _Ids:
-    """Ids that were seen, in fixed memory. Says of some others, rarely, that it saw them too."""
+    """Ids that were seen, in the memory that several times ``rows`` of them need, or the most there may be.
+    Says of some others, rarely, that it saw them too.
+    """
 
-    def __init__(self) -> None:
-        self._bits = bytearray(1 << (_SEEN_BITS - 3))
+    def __init__(self, rows: int) -> None:
+        wanted = 1 << (_BITS_AN_ID * _HEADROOM * rows).bit_length()
+        self._size = min(max(wanted, _LEAST_BITS), _MOST_BITS)
+        self._bits = bytearray(self._size // 8)
+
+    def has_room(self, rows: int) -> bool:
+        """Tell whether so many can be told from others as well as may be."""
+        return self._size >= min(_BITS_AN_ID * rows, _MOST_BITS)
 
     def add(self, identity: str) -> None:
-        for place in _places(identity):
+        for place in self._places(identity):
             self._bits[place >> 3] |= 1 << (place & 7)
 
     def __contains__(self, identity: str) -> bool:
-        return all(self._bits[place >> 3] & (1 << (place & 7)) for place in _places(identity))
+        return all(self._bits[place >> 3] & (1 << (place & 7)) for place in self._places(identity))
 
-
-def _places(identity: str) -> Iterator[int]:
-    digest = hashlib.blake2b(identity.encode(), digest_size=4 * _PLACES_AN_ID).digest()
-    for start in range(0, len(digest), 4):
-        yield int.from_bytes(digest[start : start + 4], "big") & ((1 << _SEEN_BITS) - 1)
+    def _places(self, identity: str) -> Iterator[int]:
+        digest = hashlib.blake2b(identity.encode(), digest_size=4 * _PLACES_AN_ID).digest()
+        for start in range(0, len(digest), 4):
+            yield int.from_bytes(digest[start : start + 4], "big") & (self._size - 1)
 
 
 def _lines(body: bytes) -> list[_Line]:

@@ -95,7 +95,7 @@ class Leader:
             await self._office.resign()
 
     async def _drive_all(self) -> None:
-        """Drive every run that has something left to do, new ones too, until cancelled."""
+        """Drive every run that is not over, new ones too, until cancelled."""
         look = _Look(self._folder)
         driven: dict[str, tuple[Driver, asyncio.Task[None]]] = {}
         said = ""
@@ -113,6 +113,7 @@ class Leader:
                     self._take_up(unfinished, driven)
                 for run_id in [run_id for run_id, (_, task) in driven.items() if task.done()]:
                     driven.pop(run_id)[1].result()
+                    look.over(run_id)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_INTERVAL):
                         await self._changed.wait()
@@ -134,7 +135,7 @@ class Leader:
 
 
 class _Look:
-    """Looks which runs of a folder have something left to do, and what is wished of them. Blocks.
+    """Looks which runs of a folder are not over, and what is wished of them. Blocks.
 
     The folder is read when it has changed, and now and then, should a file system be late to say so.
     """
@@ -151,14 +152,11 @@ class _Look:
         with storage_errors(f"{self._folder} cannot be read"):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._read_folder()
-            found = {}
-            for run_id in sorted(self._unfinished):
-                folder = RunFolder(self._folder / run_id)
-                if folder.is_done() or not folder.exists():
-                    self._unfinished.discard(run_id)
-                else:
-                    found[run_id] = folder.wish()
-            return found
+            return {run_id: RunFolder(self._folder / run_id).wish() for run_id in sorted(self._unfinished)}
+
+    def over(self, run_id: str) -> None:
+        """Do not name this run any more."""
+        self._unfinished.discard(run_id)
 
     def _read_folder(self) -> None:
         changed_at = self._folder.stat().st_mtime_ns
@@ -170,7 +168,8 @@ class _Look:
             self._due = time.monotonic() + _WHOLE_LOOK_INTERVAL
             self._remove_abandoned()
         now = set(known_runs(self._folder))
-        self._unfinished |= now - self._known
+        new = now - self._known
+        self._unfinished |= {run_id for run_id in new if not RunFolder(self._folder / run_id).written().final}
         self._known, self._seen_at = now, changed_at
 
     def _remove_abandoned(self) -> None:

@@ -43,10 +43,14 @@ class Office:
 
     async def take(self) -> None:
         """Wait until the office is ours."""
+        said = False
         while True:
             try:
                 if await self._ask():
                     return
+                if not said:
+                    said = True
+                    _log.info("another leads; this process waits for its turn")
             except LedgerError as error:  # which says so itself
                 _log.debug("nobody can take an office now: %s", error)
             await asyncio.sleep(self._interval)

@@ -17,6 +17,7 @@ from gym_queue.coordinator.sidework import beside
 from gym_queue.coordinator.window import Window
 from gym_queue.errors import GymQueueError, LedgerError
 from gym_queue.records import Record, RunState, Stage
+from gym_queue.telemetry.story import speak_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -76,6 +77,8 @@ class Coordinator:
         progress: says how far the run is to those who read its files meanwhile. With it, a run that was
             paused stays so.
         paused: tells whether the run is to be paused where the ledger does not know it (any more).
+        on_end: awaited with the metrics and the final state when all has been written, before anybody is told
+            that the run is over.
     """
 
     def __init__(  # noqa: PLR0913 - what a run is made of, one keyword each
@@ -93,7 +96,8 @@ class Coordinator:
         groups: Groups | None = None,
         cancel_samples: Callable[[Mapping[int, str]], Awaitable[object]] | None = None,
         progress: ProgressFile | None = None,
-        paused: Callable[[], bool] = lambda: False,
+        paused: Callable[[], Awaitable[bool]] | None = None,
+        on_end: Callable[[RunMetrics, RunState], Awaitable[object]] | None = None,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
@@ -111,6 +115,7 @@ class Coordinator:
         self._groups = groups
         self._progress_file = progress
         self._paused = paused
+        self._on_end = on_end
         self._delivery = Delivery(
             ledger=ledger,
             spec=spec,
@@ -133,11 +138,14 @@ class Coordinator:
             reopen=self._reopen,
             allowed=self._delivery.allowed if groups else None,
         )
-        self._aggregator = Aggregator(
-            ledger=ledger,
-            run_id=spec.run_id,
-            archive=archive,
-            metrics=metrics,
+        self._aggregator = self._new_aggregator()
+
+    def _new_aggregator(self) -> Aggregator:
+        return Aggregator(
+            ledger=self._ledger,
+            run_id=self._spec.run_id,
+            archive=self._archive,
+            metrics=self._metrics,
             done=self._is_done,
             restless=self._is_restless,
             delivery=self._delivery,
@@ -177,6 +185,7 @@ class Coordinator:
 
     async def _work(self) -> None:
         """Open the run, feed and aggregate it to its end, and let the ledger forget it."""
+        speak_of(self._spec.run_id)
         if self._groups or self._progress_file:
             await self._delivery.begin()
             await self._aggregator.store(())
@@ -188,9 +197,12 @@ class Coordinator:
             await during(self._aggregator.run())
         run_id = self._spec.run_id
         await patiently(self._look)
+        final = RunState.CANCELLED if self._was_cut_short() else RunState.ENDED
+        if self._on_end:
+            await self._on_end(self._metrics.snapshot(accepted=self._archive.count), final)
         await patiently(partial(self._ledger.set_run_state, run_id, RunState.ENDED))
         if self._progress_file:  # before the ledger forgets: only it knows that the run was cancelled
-            self._delivery.final = RunState.CANCELLED if self._was_cut_short() else RunState.ENDED
+            self._delivery.final = final
             await self._aggregator.store(())
         await patiently(partial(self._ledger.forget_run, run_id))
 
@@ -216,7 +228,7 @@ class Coordinator:
     async def _make(self) -> None:
         """Let the ledger know the run, if it does not."""
         await self._ledger.open_run(self._spec, self._spec.run_id)
-        if self._paused():
+        if self._paused and await self._paused():
             await self._ledger.set_run_state(self._spec.run_id, RunState.PAUSED)
 
     async def _set_open(self, run_id: str) -> bool:

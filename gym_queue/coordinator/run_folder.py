@@ -2,9 +2,9 @@
 
 ``RUNS_DIR/RUN`` holds ``examples.jsonl`` and ``examples.index`` (``inbox``), ``rollouts.jsonl`` with all that
 belongs to it (``archive.paths``; manifest and ``progress.json`` are in ``rollouts.run``), and small files
-that say what is wished (``paused``, ``cancelled``), what the run waits for (``waiting``), and that nothing is
-left to do (``done``). A wish is a file, so that it outlives every process, and a Redis that forgets. All
-methods block; any process may call them.
+that say what is wished (``paused``, ``cancelled``) and what the run waits for (``waiting``). A wish is a
+file, so that it outlives every process, and a Redis that forgets. All methods block; any process may call
+them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ _OUTPUT = "rollouts.jsonl"
 _PAUSED = "paused"
 _CANCELLED = "cancelled"
 _WAITING = "waiting"
-_DONE = "done"
 
 UNFINISHED = ".new-"
 """What the name of a folder begins with while a run is being made."""
@@ -128,16 +127,6 @@ class RunFolder:
                 temporary = temporary_of(path)
                 temporary.write_text(sentence)
                 temporary.replace(path)
-
-    def is_done(self) -> bool:
-        """Tell whether nothing is left to do: all that the run leaves is written."""
-        with storage_errors(f"{self.path} cannot be read"):
-            return (self.path / _DONE).exists()
-
-    def set_done(self) -> None:
-        """Say that nothing is left to do. It is not synced: to do it again is harmless."""
-        with storage_errors(f"{self.path / _DONE} cannot be written"):
-            (self.path / _DONE).touch()
 
     def inbox(self, request: RunRequest, environments: Callable[[str], Environment]) -> Inbox:
         """Return what appends to the run's input. Raises ``UsageError``: its environment is not there."""

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gym_queue.coordinator.example_rows import ExampleRows
+from gym_queue.coordinator.groups import Groups
 from gym_queue.coordinator.limits import limits_of
 from gym_queue.coordinator.manifest import Manifest
 from gym_queue.coordinator.mix import MixSource
@@ -62,6 +63,7 @@ def plan(
         input_fingerprint=fingerprint,
         output=f"{platform.node()}:{RunFolder(folder / run_id).paths.rows.absolute()}",
     )
+    Groups(spec, RunFolder(folder / run_id).paths.run_dir)  # refuses a policy that cannot be met
     manifest = Manifest(spec=spec, examples=examples, request=request)
     _check_written(manifest)
     return manifest
@@ -77,10 +79,6 @@ def _check_sizes(request: RunRequest) -> None:
         raise UsageError(msg)
     if sum(part.size for part in request.environments) > _MOST_EXAMPLES:
         msg = f"a mix may have {_MOST_EXAMPLES:,} examples at most"
-        raise UsageError(msg)
-    usable = request.groups.usable
-    if usable is not None and usable > request.samples:
-        msg = f"{usable} usable samples of a group are not possible: it has {request.samples}"
         raise UsageError(msg)
 
 

@@ -54,12 +54,12 @@ def view_of(plan: Manifest, files: RunFiles, status: RunStatus | None) -> RunVie
 
 
 def _state(files: RunFiles, status: RunStatus | None) -> RunState:
-    """Return the state: of the files if it is final, for nothing comes after that, else what is wished, else
-    the ledger's, for a run may also be paused there (``gym-queue runs pause``).
+    """Return the state: of the files if it is final, for nothing comes after that; else what is wished, for
+    the leader makes that true; else the ledger's, for a run may be paused there alone.
     """
     if files.written.final:
         return files.written.state
-    if files.wish is RunState.CANCELLED or status is None:
+    if files.wish is not RunState.OPEN or status is None:
         return files.wish
     if status.state is RunState.ENDED:  # its last rows are written down right now
         return RunState.OPEN

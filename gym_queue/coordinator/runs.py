@@ -44,8 +44,8 @@ _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 
 _PLANS = 4096
 _FINAL_VIEWS = 4096
-_INBOXES = 8
-"""Inputs that are remembered between two appends: each takes 8 MiB."""
+_INBOXES = 64
+"""Inputs that are remembered between two appends: each takes some bytes an example, 8 MiB at most."""
 
 _QUICK_THREADS = 4
 _SLOW_THREADS = 8
@@ -97,8 +97,8 @@ class Runs:
 
     def close_threads(self) -> None:
         """Let the threads end. Waits for what they do."""
-        self._quick.shutdown()
-        self._slow.shutdown()
+        self._quick.shutdown(cancel_futures=True)
+        self._slow.shutdown(cancel_futures=True)
 
     async def create(self, request: RunRequest, key: str | None = None) -> tuple[RunView, bool]:
         """Make a run, or return the one that was made under this key, and whether it was made now (G8).

@@ -6,7 +6,7 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from gym_queue.coordinator import manifest
@@ -76,7 +76,7 @@ Follow = Annotated[
 @router.get(
     "/v1/runs/{run_id}/rollouts",
     summary="Ended rollouts",
-    response_class=FeedResponse,
+    response_class=Response,  # of no type of its own: that of errors is JSON
     responses=_lines_of("rollout", '{"cursor":"812-0","rollout":{"rollout_id":"…","reward":1.0}}\n'),
 )
 async def rollouts(
@@ -95,7 +95,7 @@ async def rollouts(
 @router.get(
     "/v1/runs/{run_id}/groups",
     summary="Decided groups",
-    response_class=FeedResponse,
+    response_class=Response,  # of no type of its own: that of errors is JSON
     responses=_lines_of(
         "group", '{"cursor":"96","group":{"example_id":"…","outcome":"complete","rollouts":[]}}\n'
     ),

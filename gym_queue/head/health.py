@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-from fastapi.responses import PlainTextResponse
+from fastapi import APIRouter, Response
 
 from gym_queue.errors import LedgerError
 from gym_queue.head.errors import answer, responses
 from gym_queue.head.services import Services
 from gym_queue.records import Record
-
-if TYPE_CHECKING:
-    from fastapi import Response
+from gym_queue.telemetry.exposition import CONTENT_TYPE
 
 router = APIRouter(tags=["operation"])
 
@@ -48,10 +44,11 @@ async def ready(services: Services) -> Health | Response:
 
 
 @router.get(
-    "/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse, responses=responses()
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,  # of no type of its own: that of errors is JSON
+    responses=responses() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics() -> PlainTextResponse:
-    """Return what this head measures, in the text format of Prometheus."""
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415
-
-    return PlainTextResponse(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+async def metrics(services: Services) -> Response:
+    """Return what is known of the whole fleet, in the text format of Prometheus; every head says the same."""
+    return Response(await services.metrics.render(), media_type=CONTENT_TYPE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -15,23 +14,17 @@ from gym_queue.coordinator.metrics import Metrics, RunMetrics
 from gym_queue.coordinator.rows import CANCELLED
 from gym_queue.durable import storage_errors
 from gym_queue.head.errors import responses
-from gym_queue.head.services import HeadServices, RunId, Services
+from gym_queue.head.services import RunId, Services
 from gym_queue.records import FailureClass, Record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gym_queue.coordinator.progress import Written
-    from gym_queue.coordinator.run_folder import RunFolder
 
 router = APIRouter(tags=["runs"])
 
 _LONGEST_ERROR = 2000
-
-_LAST_METRICS = 5.0
-"""Seconds to wait for the last metrics of a run that has just ended."""
-
-_POLL = 0.025
 
 
 class FailedRollout(Record):
@@ -52,12 +45,11 @@ class FailureList(Record):
 
 @router.get("/v1/runs/{run_id}/metrics", summary="Metrics so far", responses=responses(404, 422))
 async def metrics(services: Services, run_id: RunId) -> RunMetrics:
-    """Sum up what has ended so far: rewards, pass@k, tokens, latency by stage, failures by class."""
+    """Sum up what has ended: rewards, pass@k, tokens, latency by stage, failures by class. While the run goes
+    on the numbers may be some seconds old; those of one that has ended are the last.
+    """
     view = await services.runs.show(run_id)
-    folder = services.folder(run_id)
-    if (await services.read(folder.written)).final:
-        await _until_done(services, folder)
-    found = await services.read(_read_metrics, folder.paths.metrics)
+    found = await services.read(_read_metrics, services.folder(run_id).paths.metrics)
     return found or Metrics(view.spec.samples).snapshot()
 
 
@@ -77,14 +69,6 @@ async def failures(
     written = await services.read(folder.written)
     found = await asyncio.to_thread(_failed, folder.paths.failures, written, wanted, limit)
     return FailureList(failures=found)
-
-
-async def _until_done(services: HeadServices, folder: RunFolder) -> None:
-    """Wait until the leader has written the last metrics, which it does when all rows are there."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_LAST_METRICS):
-            while not await services.read(folder.is_done):  # noqa: ASYNC110 - another process writes it
-                await asyncio.sleep(_POLL)
 
 
 def _read_metrics(path: Path) -> RunMetrics | None:

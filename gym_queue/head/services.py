@@ -23,6 +23,7 @@ from gym_queue.coordinator.runs import Runs
 from gym_queue.fleet.registry import Registry
 from gym_queue.head.watching import Watchers
 from gym_queue.maintenance.cancel import cancel_run, cancel_samples
+from gym_queue.maintenance.survey import FleetMetrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -53,6 +54,7 @@ class HeadServices:
     ledger: Ledger
     runs: Runs
     registry: Registry
+    metrics: FleetMetrics
     readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_READERS, "feeds"))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -124,7 +126,7 @@ async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
         registry = Registry(
             asked, heartbeat_interval=settings.worker_heartbeat_interval, timeout=settings.worker_timeout
         )
-        services = HeadServices(settings, asked, runs, registry)
+        services = HeadServices(settings, asked, runs, registry, FleetMetrics(asked, broker))
         stack.callback(services.readers.shutdown)
         leading = asyncio.create_task(_lead(Leader(runs.folder, means, runs.changed)))
         stack.push_async_callback(_ended, leading)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
+from gym_queue.census import Surveyed
 from gym_queue.lifecycle import RolloutState
 from gym_queue.records import Example, Fence, Record, RunSpec, Stage, Summary, Ticket, Weights
 
@@ -172,11 +173,16 @@ SILENT_AFTER = 2.5
 
 
 class Lease(Record):
-    """One worker, or one server, as its last heartbeat described it. ``age`` is seconds since then."""
+    """One worker, or one server, as its last heartbeat described it. ``age`` is seconds since then.
+
+    ``round_trip`` is how many seconds its last probe took or, if that is more, how long ago one was sent that
+    it has not answered; ``None`` if it was never probed.
+    """
 
     worker: str
     age: float
     info: dict[str, str]
+    round_trip: float | None = None
 
     @property
     def is_server(self) -> bool:
@@ -224,7 +230,7 @@ def next_ticket(fence: Fence, stage: Stage, attempt: int, losses: int = 0) -> Ti
     )
 
 
-class Ledger(Protocol):
+class Ledger(Surveyed, Protocol):
     """See the module's docstring. All methods raise ``LedgerError`` when the store cannot be reached
     or takes no writes for now (full, read-only, loading): waiting may help.
     """

@@ -128,6 +128,9 @@ class ByReference:
         self.leases = inner.leases
         self.claimed = inner.claimed
         self.drop_lease = inner.drop_lease
+        self.probe = inner.probe
+        self.answer_probe = inner.answer_probe
+        self.census = inner.census
         self.lead = inner.lead
         self.resign = inner.resign
         self.announce = inner.announce

@@ -65,6 +65,7 @@ class MemoryLedger(MemoryViews):
         """See ``Ledger.forget_run``."""
         if run := self._runs.pop(run_id, None):
             self._keys.pop(run.key, None)
+            self._count_gone(run.status)
         for tickets in (self._waiting, self._delayed):
             for ticket in [ticket for ticket in tickets if ticket.run_id == run_id]:
                 del tickets[ticket]
@@ -173,6 +174,7 @@ class MemoryLedger(MemoryViews):
         run.position += 1
         run.results[run.position] = Event(position=str(run.position), summary=summary, row=ended.row)
         run.count(**{summary.state: 1})
+        self._count_end(run.status.spec.run_id, summary)
         group = run.groups[summary.example_index]
         ending = KeptSample(since=group.accepted_at, state=RolloutState(summary.state), attempt=0)
         group.samples[summary.sample_index] = ending
@@ -239,6 +241,7 @@ class MemoryLedger(MemoryViews):
         if not self._claims.get(worker):
             self._leases.pop(worker, None)
             self._claims.pop(worker, None)
+            self._forget_probes(worker)
 
     async def announce(self, weights: Weights) -> bool:
         """See ``Ledger.announce``."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gym_queue.ledger.base import Event, Lease, OpenRollout, OwnedAttempt, Whereabouts
+from gym_queue.ledger.memory_census import MemoryCensus
 from gym_queue.lifecycle import TERMINAL, WAITING_STATE, RolloutState
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ class KeptRun:
         self.status = self.status.model_copy(update=values)
 
 
-class MemoryViews:
+class MemoryViews(MemoryCensus):
     """The reading half of ``gym_queue.ledger.memory.MemoryLedger``."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
         self._clock = clock
         self._runs: dict[str, KeptRun] = {}
         self._keys: dict[str, str] = {}
@@ -158,7 +160,10 @@ class MemoryViews:
     async def leases(self) -> list[Lease]:
         """See ``Ledger.leases``."""
         now = self._clock()
-        return [Lease(worker=worker, age=now - at, info=info) for worker, (at, info) in self._leases.items()]
+        return [
+            Lease(worker=worker, age=now - at, info=info, round_trip=self._round_trip(worker))
+            for worker, (at, info) in self._leases.items()
+        ]
 
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
         """See ``Ledger.owned``."""

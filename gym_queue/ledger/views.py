@@ -36,6 +36,12 @@ def _batches(some: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (some[start : start + _BATCH] for start in range(0, len(some), _BATCH))
 
 
+def _round_trip(taken: bytes | None, asked: bytes | None, now: float) -> float | None:
+    """Return how long a worker's last probe took, or the one that is on its way has, if that is more."""
+    known = [float(taken)] if taken else []
+    return max(known + ([now - float(asked)] if asked else []), default=None)
+
+
 class RedisViews:
     """The reading half of ``gym_queue.ledger.redis.RedisLedger``."""
 
@@ -183,7 +189,9 @@ class RedisViews:
         pipeline = self._client.pipeline(transaction=False)
         pipeline.time()
         pipeline.zrange(names.leases_key(), 0, -1, withscores=True)
-        time, beats = await pipeline.execute()
+        pipeline.hgetall(names.probes_key())
+        pipeline.hgetall(names.round_trips_key())
+        time, beats, asked, taken = await pipeline.execute()
         for worker, _ in beats:
             pipeline.hgetall(names.worker_key(worker.decode()))
         infos = await pipeline.execute()
@@ -192,6 +200,7 @@ class RedisViews:
                 worker=worker.decode(),
                 age=max(0.0, seconds(time) - beat),
                 info={field.decode(): value.decode() for field, value in info.items()},
+                round_trip=_round_trip(taken.get(worker), asked.get(worker), seconds(time)),
             )
             for (worker, beat), info in zip(beats, infos, strict=True)
         ]

@@ -41,6 +41,11 @@ class PatientConsumer(Consumer):
         self._connected_at = 0.0
         super().__init__(*args, worker_options=(worker_options or {}) | quiet, **kwargs)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker was there when it was last heard of. Any thread may ask."""
+        return self._connected_at > 0.0
+
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, however long it takes; a shutdown ends it."""
         conn.ensure_connection(

@@ -310,6 +310,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert status is not None
         assert status.model_copy(update={"opened_at": 0.0}) == model.status()
         assert status.open == status.accepted - status.archived
+        census = await ledger.census()
+        here = {
+            name: getattr(status, name) for name in type(census.totals).model_fields if hasattr(status, name)
+        }
+        assert {name: getattr(census.totals, name) for name in here} == here
+        assert (census.queued, census.in_flight) == (status.queued, status.in_flight)
         said = [(event.summary.example_index, event.summary.sample_index) for event in events]
         assert [(*place, event.summary.state) for place, event in zip(said, events, strict=True)] == (
             model.log[model.archived :]

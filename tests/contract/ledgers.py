@@ -28,8 +28,11 @@ def unwrapped(ledger: Ledger) -> Ledger:
 
 
 async def lasting_keys(ledger: RedisLedger) -> set[str]:
-    """Return the keys that have no expiry: nobody will ever delete them. The newest weights outlive runs."""
-    keys = [key async for key in ledger._client.scan_iter() if key.decode() != names.weights_key()]
+    """Return the keys that have no expiry: nobody will ever delete them. The newest weights and the totals
+    outlive runs.
+    """
+    meant = {names.weights_key(), names.totals_key()}
+    keys = [key async for key in ledger._client.scan_iter() if key.decode() not in meant]
     return {key.decode() for key in keys if await ledger._client.ttl(key) == -1}
 
 

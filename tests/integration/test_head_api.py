@@ -6,10 +6,13 @@ import asyncio
 import json
 import subprocess
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
+from gym_queue import open_files
 from gym_queue.testing import wait_until
 from tests.integration.fleet import IMPATIENT, WORLD, Fleet
 from tests.integration.head_process import COMMAND, TOKEN, HeadProcess
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+_READERS = 1500  # more than a process may have open, by default
 RUN = {"model": "stub:", "environment": WORLD}
 
 
@@ -115,7 +119,7 @@ async def test_a_head_that_is_told_to_stop_ends_feeds_resigns_and_exits_with_0(
         assert not reader.is_alive()
         assert len(seen) == 3
         assert "Traceback" not in head.log.read_text()
-        other.post(f"/v1/runs/{run_id}/examples?offset=3", rows({}, {}, {}, {"id": "last"})[-16:])
+        other.post(f"/v1/runs/{run_id}/examples?offset=3", rows({"id": "last"}))
         other.post(f"/v1/runs/{run_id}/close")
         cursor = seen[-1]["cursor"]
         lines = await asyncio.to_thread(
@@ -123,6 +127,30 @@ async def test_a_head_that_is_told_to_stop_ends_feeds_resigns_and_exits_with_0(
         )
         assert [line["rollout"]["example_id"] for line in lines[:-1]] == ["last"]
         assert other.stop() == 0
+
+
+async def test_readers_of_a_quiet_run_all_hear_its_end(head: HeadProcess) -> None:
+    path = f"/v1/runs/{head.post('/v1/runs', RUN)['run_id']}"
+    heard, begun = Counter[bytes](), asyncio.Event()
+
+    async def follow(session: aiohttp.ClientSession) -> None:
+        async with session.get(f"{head.url}{path}/groups?follow=true") as answer:
+            heard[b"open"] += 1
+            if heard[b"open"] == _READERS:
+                begun.set()
+            async for line in answer.content:
+                if line.strip():  # no sign of life
+                    heard[line.split(b",", 1)[1]] += 1
+
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    connector = aiohttp.TCPConnector(limit=0)
+    open_files.allow_many()
+    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+        readers = [asyncio.create_task(follow(session)) for _ in range(_READERS)]
+        await asyncio.wait_for(begun.wait(), 60)
+        await asyncio.to_thread(head.post, f"{path}/cancel")
+        await asyncio.gather(*readers)
+    assert heard[b'"end":{"state":"cancelled"}}\n'] == _READERS
 
 
 def refusal(redis_url: str, folder: Path, *arguments: str, **variables: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(120)
 
 CPU = ("workers.cpu", "worker", "-n", "cpu@%h", "--concurrency=2")
 
@@ -178,9 +178,9 @@ async def test_a_worker_that_stood_still_blames_no_rollout(redis_url: str, tmp_p
     """Its clock ran on, past the time of what it waits for. No sweep here: it is not given up meanwhile."""
     async with Fleet(redis_url, tmp_path) as fleet:
         await fleet.start("gpu", "cpu")
-        run = await fleet.submit([{"wait": True}] * 5, samples=4, limits={"tool_timeout": 1.0})
+        run = await fleet.submit([{"wait": True}] * 5, samples=4, limits={"tool_timeout": 4.0})
         await fleet.in_flight("gpu", 20)
-        async with frozen(fleet, "gpu", 3.0):
+        async with frozen(fleet, "gpu", 7.0):
             pass
 
         async def tried_again() -> bool:

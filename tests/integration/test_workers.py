@@ -34,13 +34,15 @@ async def test_gpu_and_cpu_workers_serve_their_queues_without_flags(redis_url: s
 
 SLEEP, ROLLOUTS, SLOTS = 5.0, 4000, 2000
 IDEAL = SLEEP * ROLLOUTS / SLOTS
+TRIES = 4
 
 
+@pytest.mark.timeout(240)
 async def test_one_gpu_worker_holds_2000_rollouts_at_once(redis_url: str, tmp_path: Path) -> None:
     """4,000 rollouts that sleep 5 s, 2,000 at once, would take 10 s if there were nothing else to do.
 
     The time is a ratio to that ideal: from the first claim to the last event, both on Redis' clock. Whatever
-    else runs on the machine can only make it longer, so a worker that is too slow may try once more.
+    else runs on the machine can only make it longer, so a worker that is too slow may try again.
     """
     ratios: list[float] = []
     variables = {"GYM_QUEUE_CONCURRENCY": SLOTS, "WORKER_HEARTBEAT_INTERVAL": 0.5}
@@ -51,7 +53,7 @@ async def test_one_gpu_worker_holds_2000_rollouts_at_once(redis_url: str, tmp_pa
             return lease.info["used"] == "0"
 
         await fleet.start("gpu")
-        while not ratios or (len(ratios) < 2 and ratios[-1] > 1.3):
+        while not ratios or (len(ratios) < TRIES and ratios[-1] > 1.3):
             run = await fleet.submit(
                 [{"prompt": "hello"}] * ROLLOUTS,
                 environment="rows",

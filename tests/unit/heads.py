@@ -6,11 +6,12 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gym_queue.coordinator.driver import Means
 from gym_queue.coordinator.leader import Leader
 from gym_queue.coordinator.muster import Muster
+from gym_queue.coordinator.run_folder import RunFolder
 from gym_queue.coordinator.runs import Runs
 from gym_queue.maintenance.cancel import cancel_run, cancel_samples
 from gym_queue.settings import Settings
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from gym_queue.api import RunRequest, RunView
     from gym_queue.environments.base import Environment
+    from gym_queue.ledger.base import Ledger
     from gym_queue.records import RunState
 
 SETTINGS = Settings()
@@ -52,12 +54,21 @@ def environments(name: str) -> Environment:
 
 
 class Head:
-    """One head. ``quiet``: its leader learns of runs from the folder only, as of those of other heads."""
+    """One head. ``quiet``: its leader learns of runs from the folder only, as of those of other heads.
+    ``ledger``: as this head sees it.
+    """
 
     def __init__(
-        self, stack: Stack, folder: Path, *, expected: int = 0, term: float = 60.0, quiet: bool = False
+        self,
+        stack: Stack,
+        folder: Path,
+        *,
+        expected: int = 0,
+        term: float = 60.0,
+        quiet: bool = False,
+        ledger: Ledger | None = None,
     ) -> None:
-        ledger = stack.ledger
+        ledger = ledger or stack.ledger
         cancel = partial(cancel_run, ledger, reason="the run was cancelled")
         self.folder = folder
         self.runs = Runs(
@@ -107,8 +118,9 @@ class Head:
         return await self.runs.show(run_id)
 
     async def done(self, run_id: str) -> RunView:
-        """Wait until nothing is left to do for a run."""
-        await async_wait_until((self.folder / run_id / "done").exists, 20, what=f"the end of run {run_id}")
+        """Wait until a run is over."""
+        written = RunFolder(self.folder / run_id).written
+        await async_wait_until(lambda: written().final, 20, what=f"the end of run {run_id}")
         return await self.runs.show(run_id)
 
     async def waits_for(self, run_id: str, words: str) -> None:
@@ -118,6 +130,12 @@ class Head:
             return words in ((await self.runs.show(run_id)).waiting_for or "")
 
         await async_wait_until(said, 20, what=f"run {run_id} to wait for {words}")
+
+    def metrics(self, run_id: str) -> dict[str, Any]:
+        """Return what the run's file of metrics says."""
+        content = (self.folder / run_id / "rollouts.metrics.json").read_text()
+        metrics: dict[str, Any] = json.loads(content)
+        return metrics
 
     def places(self, run_id: str) -> list[tuple[int, int]]:
         """Return example and sample of each row in the run's files, sorted."""

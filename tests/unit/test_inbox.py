@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -138,7 +139,8 @@ def test_a_bad_row_is_named_by_its_line_and_nothing_is_taken(
 def test_ids_that_share_a_place_in_the_table_are_not_taken_for_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "_SEEN_BITS", 5)
+    monkeypatch.setattr(inbox, "_LEAST_BITS", 32)
+    monkeypatch.setattr(inbox, "_MOST_BITS", 32)
     writer = opened(tmp_path)
     for number in range(50):
         writer.append(named(f"a{number}"), number)
@@ -292,7 +294,24 @@ def test_only_new_records_are_looked_at(tmp_path: Path, monkeypatch: pytest.Monk
     assert source.count == 11
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+def test_repeated_ids_are_found_while_the_table_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "_LEAST_BITS", 64)
+    writer, sizes = opened(tmp_path), set()
+    for number in range(200):
+        writer.append(named(f"a{number}"), number)
+        sizes.add(writer._ids._size)
+        assert writer._ids._size >= 64 * (number + 1)
+        with pytest.raises(UsageError, match=f"the id 'a{number // 2}' is taken by example {number // 2} "):
+            writer.append(named(f"a{number // 2}"), None)
+    assert len(sizes) == 3  # now and then, not each time
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the table, which grows up to its size."""
+    monkeypatch.setattr(inbox, "_MOST_BITS", 1 << 19)
+
     def peak(folder: Path, rows: int) -> int:
         folder.mkdir()
         writer = opened(folder)
@@ -307,3 +326,25 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
             tracemalloc.stop()
 
     assert peak(tmp_path / "long", 10_000) < peak(tmp_path / "short", 200) + 200_000
+
+
+def test_threads_may_share_an_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller may go away while its thread still works, and the next one come."""
+    writer, together, most = opened(tmp_path), 0, 0
+    say = writer._say
+
+    def watched(index: int, now: inbox_index.Standing) -> None:
+        nonlocal together, most
+        together += 1
+        most = max(most, together)
+        say(index, now)
+        together -= 1
+
+    monkeypatch.setattr(writer, "_say", watched)
+    with ThreadPoolExecutor(8) as threads:
+        totals = list(threads.map(lambda number: writer.append(named(f"a{number}"), None), range(100)))
+    assert sorted(totals) == list(range(1, 101))
+    assert most == 1
+    for number in (0, 50, 99):
+        with pytest.raises(UsageError, match="is taken by example"):
+            writer.append(named(f"a{number}"), None)

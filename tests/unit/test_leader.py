@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 from functools import partial
@@ -14,8 +13,9 @@ import pytest
 from gym_queue import names
 from gym_queue.api import MixPart, RunRequest
 from gym_queue.coordinator.archive import is_being_written
+from gym_queue.coordinator.progress import ProgressFile
 from gym_queue.coordinator.run_folder import RunFolder
-from gym_queue.errors import LedgerError
+from gym_queue.errors import LedgerError, StorageError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.records import GroupPolicy, RunState
 from gym_queue.testing import async_wait_until
@@ -25,7 +25,10 @@ from tests.unit.small_stack import Stack, WatchedLedger, everything
 from tests.unit.test_inbox import body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from gym_queue.coordinator.progress import Written
 
 REQUEST = RunRequest(model="stub:", samples=2)
 
@@ -33,11 +36,6 @@ REQUEST = RunRequest(model="stub:", samples=2)
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry_leaders(monkeypatch)
-
-
-def metrics_of(head: Head, run_id: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((head.folder / run_id / "rollouts.metrics.json").read_text())
-    return content
 
 
 async def test_a_run_is_driven_from_its_first_example_to_its_last_row(tmp_path: Path) -> None:
@@ -56,7 +54,7 @@ async def test_a_run_is_driven_from_its_first_example_to_its_last_row(tmp_path: 
     assert (view.accepted, view.succeeded, view.archived, view.groups.complete) == (8, 8, 8, 4)
     assert head.places(run_id) == everything(4)
     assert await stack.ledger.runs() == []
-    metrics = metrics_of(head, run_id)
+    metrics = head.metrics(run_id)
     assert (metrics["run_id"], metrics["complete"], metrics["rollouts"]["succeeded"]) == (run_id, True, 8)
 
 
@@ -247,90 +245,6 @@ async def test_files_that_another_process_writes_are_waited_for(tmp_path: Path) 
         assert (await head.done(view.run_id)).succeeded == 2
 
 
-async def test_paused_stays_paused_whoever_leads_and_whatever_the_ledger_forgets(tmp_path: Path) -> None:
-    ledger = WatchedLedger()
-    stack = Stack(ledger=ledger)
-    head = Head(stack, tmp_path)
-    async with stack.up():
-        view, _ = await head.runs.create(REQUEST)
-        await head.runs.pause(view.run_id)
-        async with head.up():
-            await head.runs.append(view.run_id, body("a", "b"))
-            await async_wait_until(partial(ledger.run, view.run_id), what="the run to be taken up")
-            await ledger.forget_run(view.run_id)
-            await async_wait_until(partial(_is_paused, ledger, view.run_id), what="it to be paused again")
-        second = Head(stack, tmp_path)
-        async with second.up():
-            await async_wait_until(partial(_is_paused, ledger, view.run_id))
-            before = ledger.looks
-            await async_wait_until(lambda: ledger.looks > before + 3, what="the feeder to look")
-            started = len(ledger.accepted)
-            await second.runs.close(view.run_id)
-            await second.runs.resume(view.run_id)
-            view = await second.done(view.run_id)
-    assert started == 0
-    assert (view.state, view.succeeded) == (RunState.ENDED, 4)
-
-
-async def _is_paused(ledger: MemoryLedger, run_id: str) -> bool:
-    status = await ledger.run(run_id)
-    return status is not None and status.state is RunState.PAUSED
-
-
-async def test_a_run_paused_in_the_ledger_alone_stays_so(tmp_path: Path) -> None:
-    """As ``gym-queue runs pause`` does it."""
-    gate, ledger = Gate(), WatchedLedger()
-    stack = Stack(ledger=ledger, engine=Engine(gate))
-    async with stack.up():
-        for head in (Head(stack, tmp_path), Head(stack, tmp_path)):
-            async with head.up():
-                if not gate.waiting:
-                    view = await head.submit(REQUEST, *"abcdefgh")
-                    await async_wait_until(lambda: gate.waiting == 8)
-                    await ledger.set_run_state(view.run_id, RunState.PAUSED)
-                    gate.open()
-                await async_wait_until(partial(_looked, ledger, ledger.looks + 3))
-                shown = await head.runs.show(view.run_id)
-                assert (shown.state, shown.accepted) == (RunState.PAUSED, 8)
-
-
-def _looked(ledger: WatchedLedger, times: int) -> bool:
-    return ledger.looks > times
-
-
-async def test_a_run_cancelled_before_it_began_ends_without_workers(tmp_path: Path) -> None:
-    ledger = WatchedLedger()
-    stack = Stack(ledger=ledger)
-    head = Head(stack, tmp_path, expected=5)
-    async with stack.up(), head.up():
-        view = await head.submit(REQUEST, "a", "b")
-        await head.waits_for(view.run_id, "expected workers")
-        await head.runs.cancel(view.run_id)
-        view = await head.done(view.run_id)
-    assert (view.state, view.accepted, ledger.accepted) == (RunState.CANCELLED, 0, [])
-    assert metrics_of(head, view.run_id)["complete"] is False
-
-
-@pytest.mark.parametrize("forgets", [False, True])
-async def test_a_run_cancelled_in_its_middle_ends_even_if_the_ledger_forgets(
-    tmp_path: Path, *, forgets: bool
-) -> None:
-    gate, ledger = Gate(), WatchedLedger()
-    stack = Stack(ledger=ledger, engine=Engine(gate))
-    head = Head(stack, tmp_path)
-    async with stack.up(), head.up():
-        view, _ = await head.runs.create(REQUEST)
-        await head.runs.append(view.run_id, body(*"abcdefgh"))
-        await async_wait_until(lambda: gate.waiting == 8)
-        if forgets:
-            await ledger.forget_run(view.run_id)
-        await head.runs.cancel(view.run_id)
-        view = await head.done(view.run_id)
-        gate.open()
-    assert (view.state, view.succeeded, view.closed) == (RunState.CANCELLED, 0, True)
-    assert view.cancelled == len(head.places(view.run_id)) == view.accepted
-
-
 async def test_with_groups_enough_an_open_run_ends(tmp_path: Path) -> None:
     stack = Stack()
     head = Head(stack, tmp_path)
@@ -342,24 +256,30 @@ async def test_with_groups_enough_an_open_run_ends(tmp_path: Path) -> None:
     assert (view.state, view.groups.complete) == (RunState.ENDED, 3)
 
 
-async def test_what_a_leader_left_undone_after_the_last_row_is_done(
+async def test_the_last_metrics_are_there_when_a_run_is_said_to_be_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It died between the end of the run and its metrics."""
+    """Even if its leader dies just before."""
     stack = Stack()
     first = Head(stack, tmp_path)
+    write = ProgressFile.write
+
+    def dies(file: ProgressFile, look: Callable[[], Written]) -> None:
+        if look().final:
+            raise StorageError("killed")
+        write(file, look)
+
     async with stack.up():
-        async with first.up():
-            with monkeypatch.context() as patches:
-                patches.setattr("gym_queue.coordinator.driver.write_metrics", lambda *_: None)
+        with monkeypatch.context() as patches:
+            patches.setattr(ProgressFile, "write", dies)
+            async with first.up():
                 view = await first.submit(REQUEST, "a", "b")
-                await first.done(view.run_id)
-        (tmp_path / view.run_id / "done").unlink()
-        assert not (tmp_path / view.run_id / "rollouts.metrics.json").exists()
+                await first.waits_for(view.run_id, "killed")
+        assert first.metrics(view.run_id)["complete"] is True
         second = Head(stack, tmp_path)
         async with second.up():
             await second.done(view.run_id)
-    metrics = metrics_of(second, view.run_id)
+    metrics = second.metrics(view.run_id)
     assert (metrics["complete"], metrics["rollouts"]["accepted"]) == (True, 4)
 
 
@@ -373,10 +293,10 @@ async def test_metrics_so_far_are_there_meanwhile(tmp_path: Path, monkeypatch: p
 
         def shown() -> bool:
             path = head.folder / view.run_id / "rollouts.metrics.json"
-            return path.exists() and metrics_of(head, view.run_id)["rollouts"]["succeeded"] == 2
+            return path.exists() and head.metrics(view.run_id)["rollouts"]["succeeded"] == 2
 
         await async_wait_until(shown, what="metrics of an open run")
-        assert metrics_of(head, view.run_id)["complete"] is False
+        assert head.metrics(view.run_id)["complete"] is False
 
 
 async def test_a_folder_that_was_deleted_is_given_up(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ async def test_a_run_begins_with_the_settings_limits_and_those_asked_for(heads: 
         ({"samples": 10**9}, "samples may be 10,000 at most"),
         ({"priority": -(10**400)}, "priority may be 1,000,000 at most"),
         ({"groups": GroupPolicy(usable=3)}, "3 usable samples of a group are not possible: it has 2"),
+        ({"samples": 1, "groups": GroupPolicy(drop_uniform=True)}, "all would be dropped"),
         ({"model": "stub:\ud800"}, "text that is not Unicode"),
         ({"model": "http://down/v1"}, "http://down/v1 does not answer: connection refused"),
     ],

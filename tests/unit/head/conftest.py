@@ -12,6 +12,7 @@ from gym_queue.fleet.registry import Registry
 from gym_queue.head.app import create_app
 from gym_queue.head.services import HeadServices
 from gym_queue.ledger.memory import MemoryLedger
+from gym_queue.maintenance.survey import FleetMetrics
 from gym_queue.settings import Settings
 from tests.unit.head.played_head import HERE, PlayedRuns
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastapi import FastAPI
+
+    from gym_queue.records import Stage
+
+
+class NoTickets:
+    """A broker whose queues are empty."""
+
+    async def depth(self, stage: Stage) -> int:
+        return 0
 
 
 @pytest.fixture
@@ -43,7 +53,8 @@ def make_app(runs: PlayedRuns, ledger: MemoryLedger, tmp_path: Path) -> Callable
             heartbeat_interval=settings.worker_heartbeat_interval,
             timeout=settings.worker_timeout,
         )
-        services = HeadServices(settings, ledger, runs, registry)  # type: ignore[arg-type]
+        metrics = FleetMetrics(ledger, NoTickets())
+        services = HeadServices(settings, ledger, runs, registry, metrics)  # type: ignore[arg-type]
         yield services
         services.readers.shutdown()
 
