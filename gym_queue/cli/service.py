@@ -138,12 +138,12 @@ async def _head_here(settings: Settings) -> None:
 async def _begin(stack: EmbeddedStack, ledger: Ledger, publisher: CeleryBroker) -> None:
     """Give back what an earlier stack left, wait until all parts are ready, and say how to use them."""
     await hand_back_of_the_dead(ledger, publisher, stack.pids if stack.own_redis else None)
-    await stack.wait_ready(partial(leased, ledger))
     head = pulse.head_here(stack.settings)
     while True:
         if await asyncio.to_thread(_is_ready, head):
             break
         await asyncio.sleep(_LOOK)
+    await stack.wait_ready(partial(leased, ledger))  # last: the stack is less patient before
     say(f"the head listens on {head}: submit-rollouts INPUT.jsonl --model MODEL --head {head} ...", OPERATOR)
     if stack.own_redis:
         say(f"to look into its Redis: export GYM_QUEUE_REDIS_URL={stack.settings.redis_url}", OPERATOR)
