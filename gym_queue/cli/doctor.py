@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--role",
+    metavar="ROLE",
     type=click.Choice(pulse.ROLES),
-    help="What runs on this machine, and must be alive.",
+    help=f"What runs on this machine, and must be alive: {', '.join(pulse.ROLES)}.",
 )
 def doctor(quick: bool, role: str | None) -> None:  # noqa: FBT001
     """Check this machine and what it talks to, a line each, with what to do where something is amiss.

@@ -14,14 +14,30 @@ PATTERNS = ("all-in-one", "separated")
 @click.option(
     "--pattern",
     type=click.Choice(PATTERNS),
+    metavar="PATTERN",
     default="all-in-one",
     show_default=True,
-    help="all-in-one: few processes, the head's inside this one; separated: each part is one of its own.",
+    help="all-in-one: the head is in this process; separated: it is one of its own, as all else.",
 )
-@click.option("--workers", type=_COUNT, default=1, show_default=True, help="Worker processes that generate.")
-@click.option("--verifiers", type=_COUNT, default=1, show_default=True, help="Worker processes that verify.")
+@click.option(
+    "--workers",
+    metavar="N",
+    type=_COUNT,
+    default=1,
+    show_default=True,
+    help="Worker processes that generate.",
+)
+@click.option(
+    "--verifiers",
+    metavar="N",
+    type=_COUNT,
+    default=1,
+    show_default=True,
+    help="Worker processes that verify.",
+)
 @click.option(
     "--folder",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs/up"),
     show_default=True,
@@ -32,8 +48,8 @@ def up(context: click.Context, pattern: str, workers: int, verifiers: int, folde
     """Bring up head, workers, beat and Redis on this machine, and start again what dies.
 
     Their logs are shown, each line behind the name of its part. With GYM_QUEUE_REDIS_URL set, that Redis is
-    used instead of one of its own. Ctrl-C or SIGTERM stops all parts in order, what is in flight has
-    GYM_QUEUE_SHUTDOWN_GRACE seconds; a second one stops them at once.
+    used instead of one of its own. Ctrl-C or SIGTERM stops all parts in order, and what is in flight has
+    GYM_QUEUE_SHUTDOWN_GRACE seconds to end; a second one stops them at once.
 
     Exit status: 0 stopped in order, 2 something could not be started, 130 stopped at once.
     """
