@@ -123,10 +123,10 @@ class GroupPolicy(Record):
 class Freshness(Record):
     """How old the weights that sampled a rollout may be, in versions of the model.
 
-    At most ``(version - first version + max_staleness + 1) * groups_per_version`` groups are begun, so that
-    none is begun that would be too old when its turn comes (the rule of AReaL: Fu et al. 2025, "AReaL: A
-    Large-Scale Asynchronous Reinforcement Learning System for Language Reasoning", arXiv:2505.24298). What is
-    too old all the same when it ends is failed as ``stale``.
+    At most ``(version - first version + max_staleness + 1) * groups_per_version`` groups, dropped ones not
+    counted, are begun, so that none is begun that would be too old when its turn comes (the rule of AReaL: Fu
+    et al. 2025, "AReaL: A Large-Scale Asynchronous Reinforcement Learning System for Language Reasoning",
+    arXiv:2505.24298). What is too old all the same when it ends is failed as ``stale``.
     """
 
     max_staleness: int = Field(ge=0)

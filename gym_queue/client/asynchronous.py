@@ -67,7 +67,7 @@ class AsyncClient:
         patience: float = PATIENCE,
         silence: float = SILENCE,
     ) -> None:
-        settings = Settings()
+        settings = _settings()
         self._connection = Connection(
             settings.head_server_url if url is None else url,
             settings.auth_token if token is None else token,
@@ -180,6 +180,15 @@ class AsyncClient:
         for run in self._submitted:
             await run.stop()
         await self._connection.close()
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        msg = f"the setting {'.'.join(map(str, first['loc']))} cannot be used: {first['msg']}"
+        raise UsageError(msg) from error
 
 
 def _request(fields: RunFields) -> RunRequest:

@@ -46,6 +46,8 @@ class Delivery:
         cancel_samples: ends the open samples of examples, given with the reasons.
 
     Attributes:
+        decides: whether it decides groups.
+        reports: whether it says how far the run is.
         status: how the run stands in the ledger, as far as is known.
         final: how the run ended, once nothing more will come.
         enough: set when as many groups are complete as are wanted.
@@ -76,22 +78,23 @@ class Delivery:
         self._cancel_samples = cancel_samples
         self._freshness = spec.freshness if groups else None
         self._decided = asyncio.Event()
+        self.decides = groups is not None
+        self.reports = progress is not None
         self.status: RunStatus | None = None
         self.final: RunState | None = None
         self.enough = asyncio.Event()
 
     async def begin(self) -> None:
         """Decide what an earlier coordinator could not; to be ``stored`` next, before anything is fed."""
-        if self._groups is None:
-            return
-        if self._freshness:
-            await asyncio.to_thread(self._groups.begin, await self._newest())
-        await asyncio.to_thread(self._groups.settle)
+        await self.look()
+        if self._groups is not None:
+            await asyncio.to_thread(self._groups.settle)
 
     async def look(self) -> None:
         """Take note of the newest weights, where their age matters."""
         if self._groups is not None and self._freshness:
-            self._groups.version = max(self._groups.version, await self._newest())
+            weights = await patiently(partial(self._ledger.weights, self._spec.model))
+            self._groups.version = max(self._groups.version, weights.version if weights else 0)
 
     async def allowed(self) -> int | None:
         """Return how many examples may be begun, ``None``: all."""
@@ -151,10 +154,6 @@ class Delivery:
         reasons = {rollout.example_index: "the run has all the groups it wanted" for rollout in rollouts}
         if self._cancel_samples is not None:
             await patiently(partial(self._cancel_samples, reasons))
-
-    async def _newest(self) -> int:
-        weights = await patiently(partial(self._ledger.weights, self._spec.model))
-        return weights.version if weights else 0
 
     def _store(self) -> None:
         if self._groups is not None:

@@ -69,7 +69,7 @@ class Feed:
         page_bytes: after so many a page ends, whatever its limit is: it is all in memory.
     """
 
-    def __init__(self, out: Path, page_bytes: int = LARGEST_PAGE) -> None:
+    def __init__(self, out: Path, page_bytes: int | None = None) -> None:
         self._paths = paths(out)
         self._page_bytes = page_bytes
         self._log = self._paths.run_dir / NAME
@@ -95,7 +95,7 @@ class Feed:
         _check(self._paths.rows, rows)
         _check(self._paths.failures, failures)
         items: list[Item] = []
-        room = self._page_bytes
+        room = self._page_bytes or LARGEST_PAGE
         # Rows that succeeded leave some room to the others, lest a slow reader meet those last of all.
         for most in (limit - limit // 2, limit):
             for behind, line in _lines(self._paths.rows, rows, written.rows, most - len(items), room):
@@ -120,7 +120,7 @@ class Feed:
         place = _parse_groups(cursor)
         _check(self._log, place)
         items: list[Item] = []
-        room = self._page_bytes
+        room = self._page_bytes or LARGEST_PAGE
         with _Rows(self._paths.rows, self._paths.failures) as rows:
             for behind, line in _lines(self._log, place, written.groups, _MOST_LINES, LARGEST_PAGE):
                 place = behind

@@ -176,13 +176,6 @@ class Groups:
         code = self._decided[example_index] if example_index < len(self._decided) else 0
         return _OUTCOMES[code - 1] if code else None
 
-    def begin(self, version: int) -> None:
-        """Say, before anything is fed, which weights are the newest. The first to say so says with which ones
-        the run began. Blocks; raises ``StorageError``.
-        """
-        self.version = max(version, self.version)
-        self._first_version = first_version(self._run_dir, version)
-
     @property
     def versions(self) -> int:
         """How many versions of the weights were announced since the run began."""
@@ -221,9 +214,14 @@ class Groups:
     def store(self) -> None:
         """Write what was decided; it is on disk when this returns. Blocks.
 
+        The first call of a run's first coordinator notes with which weights the run began: it must come
+        before anything is fed, and after ``version`` was set.
+
         Raises:
             StorageError: it is not. The same call may be tried again.
         """
+        if self._spec.freshness and self._first_version is None:
+            self._first_version = first_version(self._run_dir, self.version)
         if self._undone:
             self._log.append(self._undone)
             self._undone.clear()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gym_queue.coordinator.source import Source
     from gym_queue.ledger.base import Ledger
     from gym_queue.pipeline import Publisher
-    from gym_queue.records import RunSpec, RunStatus, Ticket
+    from gym_queue.records import RunSpec, Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -108,12 +108,9 @@ class Coordinator:
         self._cancel = cancel
         self._grace = 0.0
         self._interrupted = asyncio.Event()
-        self._status: RunStatus | None = None
         self._cancelled = False
         self._healed_before = Healed()
         self._source = source
-        self._groups = groups
-        self._progress_file = progress
         self._paused = paused
         self._on_end = on_end
         self._delivery = Delivery(
@@ -155,6 +152,9 @@ class Coordinator:
     def interrupt(self, grace: float) -> None:
         """Stop pulling; ``run`` raises ``Interrupted`` once what is in flight has ended, after ``grace``
         seconds at the latest.
+
+        This pauses the run, so it is not for one with ``progress``, which would stay so: cancel ``run``, and
+        what is in flight goes on until another coordinator takes over.
         """
         self._grace = grace
         self._interrupted.set()
@@ -186,12 +186,12 @@ class Coordinator:
     async def _work(self) -> None:
         """Open the run, feed and aggregate it to its end, and let the ledger forget it."""
         speak_of(self._spec.run_id)
-        if self._groups or self._progress_file:
+        if self._delivery.decides or self._delivery.reports:
             await self._delivery.begin()
             await self._aggregator.store(())
         await patiently(self._open)
         helpers = [self._feeder.run(), self._watch()]
-        if self._groups:
+        if self._delivery.decides:
             helpers += [self._delivery.trim(), self._end_with_enough()]
         async with beside(*helpers) as during:
             await during(self._aggregator.run())
@@ -201,7 +201,7 @@ class Coordinator:
         if self._on_end:
             await self._on_end(self._metrics.snapshot(accepted=self._archive.count), final)
         await patiently(partial(self._ledger.set_run_state, run_id, RunState.ENDED))
-        if self._progress_file:  # before the ledger forgets: only it knows that the run was cancelled
+        if self._delivery.reports:  # before the ledger forgets: only it knows that the run was cancelled
             self._delivery.final = final
             await self._aggregator.store(())
         await patiently(partial(self._ledger.forget_run, run_id))
@@ -235,7 +235,7 @@ class Coordinator:
         """Open the run, unless it is paused and goes on by itself: then that was meant. Returns false if it
         is in a final state.
         """
-        status = await self._ledger.run(run_id) if self._progress_file else None
+        status = await self._ledger.run(run_id) if self._delivery.reports else None
         if status is not None and status.state is RunState.PAUSED:
             return True
         return await self._ledger.set_run_state(run_id, RunState.OPEN)
@@ -290,7 +290,7 @@ class Coordinator:
     async def _look(self) -> None:
         """Take note of how the run stands in the ledger."""
         status = await self._ledger.run(self._spec.run_id)
-        self._status = self._delivery.status = status
+        self._delivery.status = status
         if status is not None:
             healed = Healed(**{name: getattr(status, name) for name in Healed.model_fields})
             self._metrics.healed = self._healed_before + healed
@@ -299,9 +299,9 @@ class Coordinator:
     async def _end_cancelled(self) -> None:
         """Feed no more, end what is open, and stop once the archive holds all of it."""
         self._feeder.stopped = True
-        if self._status is not None and self._status.accepted > self._status.ended:
+        if self._delivery.status is not None and self._delivery.status.accepted > self._delivery.status.ended:
             await patiently(self._cancel)
-        elif self._status is None or self._status.open == 0:
+        elif self._delivery.status is None or self._delivery.status.open == 0:
             self._aggregator.stopped = True
 
     async def _end_with_enough(self) -> None:
@@ -344,7 +344,7 @@ class Coordinator:
         self._on_progress(self._progress())
 
     def _progress(self) -> Progress:
-        rollouts, status = self._metrics.counts(), self._status
+        rollouts, status = self._metrics.counts(), self._delivery.status
         return Progress(
             total=self._total,
             succeeded=rollouts.succeeded,

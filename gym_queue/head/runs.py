@@ -12,6 +12,7 @@ from gym_queue.api import RunRequest, RunView
 from gym_queue.head.bodies import StrictRoute, check_values
 from gym_queue.head.errors import responses
 from gym_queue.head.services import RunId, Services
+from gym_queue.maintenance.publication import offer_waiting
 from gym_queue.records import Record, RunState
 
 router = APIRouter(route_class=StrictRoute, tags=["runs"])
@@ -139,7 +140,9 @@ async def pause(services: Services, run_id: RunId) -> RunView:
 @router.post("/v1/runs/{run_id}/resume", summary="Resume a run", responses=responses(404, 409, 422))
 async def resume(services: Services, run_id: RunId) -> RunView:
     """Go on with a run where it was paused."""
-    return await services.runs.resume(run_id)
+    view = await services.runs.resume(run_id)
+    await offer_waiting(services.ledger, services.publisher, run_id)
+    return view
 
 
 def _check(body: bytes) -> None:

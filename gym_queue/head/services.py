@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from gym_queue.ledger.base import Ledger
+    from gym_queue.pipeline import Publisher
     from gym_queue.settings import Settings
 
 _Result = TypeVar("_Result")
@@ -55,6 +56,7 @@ class HeadServices:
     runs: Runs
     registry: Registry
     metrics: FleetMetrics
+    publisher: Publisher
     readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_READERS, "feeds"))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -126,7 +128,7 @@ async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
         registry = Registry(
             asked, heartbeat_interval=settings.worker_heartbeat_interval, timeout=settings.worker_timeout
         )
-        services = HeadServices(settings, asked, runs, registry, FleetMetrics(asked, broker))
+        services = HeadServices(settings, asked, runs, registry, FleetMetrics(asked, broker), broker)
         stack.callback(services.readers.shutdown)
         leading = asyncio.create_task(_lead(Leader(runs.folder, means, runs.changed)))
         stack.push_async_callback(_ended, leading)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import threading
 from collections import Counter
@@ -13,7 +14,8 @@ import aiohttp
 import pytest
 
 from gym_queue import open_files
-from gym_queue.testing import wait_until
+from gym_queue.records import Stage
+from gym_queue.testing import async_wait_until, wait_until
 from tests.integration.fleet import IMPATIENT, WORLD, Fleet
 from tests.integration.head_process import COMMAND, TOKEN, HeadProcess
 
@@ -101,6 +103,28 @@ async def test_what_fails_is_shown_and_what_waits_is_steered(fleet: Fleet, head:
     assert {row["rollout_id"] for row in cancelled} >= {f"{run_id}.1.0", f"{run_id}.2.0"}
     refused = head.client.post(f"{path}/examples", content=rows({}))
     assert refused.status_code == 409
+
+
+async def test_what_a_pause_made_workers_forget_is_sent_again(fleet: Fleet, head: HeadProcess) -> None:
+    await fleet.start("gpu")
+    path = f"/v1/runs/{head.post('/v1/runs', RUN)['run_id']}"
+    head.post(f"{path}/examples", rows({}))
+    wait_until(lambda: head.get(path)["succeeded"] == 1, 30)
+    fleet.signal("gpu", signal.SIGTERM)
+    assert await fleet.exit_status("gpu") == 0
+    head.post(f"{path}/examples", b'{"id": "b"}\n{"id": "c"}\n')
+    wait_until(lambda: head.get(path)["queued"] == 2, 30)
+    head.post(f"{path}/pause")
+    await fleet.start("gpu2")
+
+    async def taken() -> bool:
+        return await fleet.broker.depth(Stage.GENERATE) == 0
+
+    await async_wait_until(taken, 30, what="tickets to be taken and forgotten")
+    head.post(f"{path}/resume")
+    head.post(f"{path}/close")
+    lines = await asyncio.to_thread(lambda: list(head.follow(f"{path}/rollouts")))
+    assert [line["rollout"]["state"] for line in lines[:-1]] == ["succeeded"] * 3
 
 
 async def test_a_head_that_is_told_to_stop_ends_feeds_resigns_and_exits_with_0(

@@ -16,7 +16,7 @@ from gym_queue.coordinator.feed import Feed, Page
 from gym_queue.errors import StorageError, UsageError
 from gym_queue.records import GroupPolicy, RunState
 from tests.unit.output_rows import ended
-from tests.unit.written_run import SAMPLES, Stream, Writer
+from tests.unit.written_run import Stream, Writer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -255,4 +255,30 @@ async def test_a_progress_file_that_a_crash_of_the_machine_has_emptied_is_writte
     async with writer(out) as run:
         await run.begin()
     assert Feed(out).written() == before
-    assert SAMPLES
+
+
+def test_only_how_a_run_ended_is_synced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, synced = os.fsync, list[int]()
+
+    def seen(file: int) -> None:
+        synced.append(file)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    file = progress.ProgressFile(tmp_path)
+    file.write(lambda: progress.Written(rows=5))
+    assert synced == []
+    file.write(lambda: progress.Written(rows=5, state=RunState.ENDED))
+    assert synced
+    assert progress.read(tmp_path).state is RunState.ENDED
+    assert [path.name for path in tmp_path.iterdir()] == [progress.NAME]
+
+
+def test_what_was_said_last_is_not_said_again(tmp_path: Path) -> None:
+    file = progress.ProgressFile(tmp_path)
+    file.write(lambda: progress.Written(rows=5))
+    (tmp_path / progress.NAME).unlink()
+    file.write(lambda: progress.Written(rows=5))
+    assert progress.read(tmp_path) == progress.Written()
+    file.write(lambda: progress.Written(rows=6))
+    assert progress.read(tmp_path).rows == 6

@@ -159,6 +159,7 @@ def test_no_more_groups_are_complete_than_are_wanted(tmp_path: Path) -> None:
     assert [line["example_index"] for line in files.log] == [5, 3]
     assert files.groups.allowance() == 0
     files.take(ended(4, 1), ended(1, 1))
+    assert files.groups._open == {}, "nothing more needs to be remembered"
     files.close()
     files.open()
     files.groups.settle()
@@ -176,7 +177,7 @@ def test_groups_that_were_not_written_when_their_coordinator_died_are_decided_by
     files.take(*events, store=False)
     files.close()
     files.open()
-    files.groups.begin(3)
+    files.groups.version = 3
     files.groups.settle()
     files.groups.store()
     (line,) = files.log
@@ -226,19 +227,21 @@ def test_a_disk_that_is_full_forgets_no_group(tmp_path: Path, monkeypatch: pytes
 
 def test_the_first_version_is_the_one_with_which_the_run_began_whoever_goes_on(tmp_path: Path) -> None:
     files = Files(tmp_path, freshness=Freshness(max_staleness=1, groups_per_version=2))
-    files.groups.begin(3)
+    files.groups.version = 3
+    files.groups.store()
     assert files.groups.allowance() == 4
     files.groups.version = 4
     assert files.groups.allowance() == 6
     files.close()
     files.open()
-    files.groups.begin(5)
+    files.groups.version = 5
+    files.groups.store()
     assert (files.groups.versions, files.groups.allowance()) == (2, 8)
     files.close()
     (files.archive.paths.run_dir / "first_version").write_text("?")
     files.open()
     with pytest.raises(UsageError, match="should hold the number of a version"):
-        files.groups.begin(5)
+        files.groups.store()
     files.close()
 
 

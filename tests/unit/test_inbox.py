@@ -331,16 +331,17 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
 def test_threads_may_share_an_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller may go away while its thread still works, and the next one come."""
     writer, together, most = opened(tmp_path), 0, 0
-    say = writer._say
+    append = writer._append
 
-    def watched(index: int, now: inbox_index.Standing) -> None:
+    def watched(lines: list[Any], offset: int | None, refusal: str) -> int:
         nonlocal together, most
         together += 1
         most = max(most, together)
-        say(index, now)
+        total = append(lines, offset, refusal)
         together -= 1
+        return total
 
-    monkeypatch.setattr(writer, "_say", watched)
+    monkeypatch.setattr(writer, "_append", watched)
     with ThreadPoolExecutor(8) as threads:
         totals = list(threads.map(lambda number: writer.append(named(f"a{number}"), None), range(100)))
     assert sorted(totals) == list(range(1, 101))

@@ -50,7 +50,7 @@ class Stream(MemoryLedger):
 
 
 class Writer:
-    """One life of a coordinator, as far as it writes: what it does to files is in the order of the real one."""
+    """One life of a coordinator, as far as it writes, in the order of the real one."""
 
     def __init__(self, out: Path, stream: Stream, policy: GroupPolicy, **spec: Any) -> None:
         self.out = out

@@ -334,6 +334,10 @@ class FakeHead:
         return web.Response(status=204)
 
 
+def questions(count: int) -> list[dict[str, Any]]:
+    return [{"id": str(number), "prompt": f"{number} + 1?", "answer": "?"} for number in range(count)]
+
+
 def error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.json_response(
         {"error": {"type": "played", "message": message}}, status=status, headers=headers or {}

@@ -32,6 +32,13 @@ class NoTickets:
         return 0
 
 
+class Nobody:
+    """Takes tickets."""
+
+    async def publish(self, tickets: object) -> None:
+        """Do nothing with them."""
+
+
 @pytest.fixture
 def runs() -> PlayedRuns:
     return PlayedRuns()
@@ -54,7 +61,7 @@ def make_app(runs: PlayedRuns, ledger: MemoryLedger, tmp_path: Path) -> Callable
             timeout=settings.worker_timeout,
         )
         metrics = FleetMetrics(ledger, NoTickets())
-        services = HeadServices(settings, ledger, runs, registry, metrics)  # type: ignore[arg-type]
+        services = HeadServices(settings, ledger, runs, registry, metrics, Nobody())  # type: ignore[arg-type]
         yield services
         services.readers.shutdown()
 
