@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -310,3 +311,43 @@ def test_an_environment_at_the_head_is_not_cut_short(head: FakeHead) -> None:
     assert "an environment at the head brings --size examples" in result.stderr
     result = CliRunner().invoke(main, ["--model", "stub:", "-o", "x.jsonl", "--head", head.url])
     assert "give an INPUT file, or --environment and --size" in result.stderr
+
+
+def test_limits_that_were_set_are_part_of_the_run(
+    head: FakeHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GYM_QUEUE_MAX_TURNS", "4")
+    assert interrupted(head, tmp_path).exit_code == 130
+    monkeypatch.delenv("GYM_QUEUE_MAX_TURNS")
+    result = submit(head, "--resume")
+    assert result.exit_code == 2
+    assert "max_turns was 4, now 32" in result.stderr
+
+
+def test_a_cursor_is_written_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    cursor = following._Cursor(tmp_path / "cursor")
+    assert cursor.read() == ""
+    cursor.save("1-0")
+    cursor.save("2-0")
+    assert (tmp_path / "cursor").read_text() == "1-0", "not for each batch"
+    cursor.flush()
+    assert following._Cursor(tmp_path / "cursor").read() == "2-0"
+
+
+def test_the_end_of_a_reading_writes_the_cursor(head: FakeHead, tmp_path: Path) -> None:
+    head.held = True
+
+    def end_one_by_one() -> None:
+        wait_until(lambda: head.runs and head.runs["run-0"].closed, what="all examples")
+        for index in range(3):
+            head.runs["run-0"].end(index)
+            wait_until(partial(written, 2 * index + 2))
+
+    def written(count: int) -> bool:
+        return (tmp_path / "out.jsonl").read_bytes().count(b"\n") >= count
+
+    beside = threading.Thread(target=end_one_by_one)
+    beside.start()
+    assert submit(head).exit_code == 0
+    beside.join()
+    assert (tmp_path / "out.run" / "cursor").read_text() == "6-0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from gym_queue.errors import (
     UnauthorizedError,
     UsageError,
 )
+from gym_queue.testing import async_wait_until
 from tests.unit.client.fake_head import TOKEN, questions
 
 if TYPE_CHECKING:
@@ -164,3 +166,18 @@ def test_a_setting_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GYM_QUEUE_WINDOW", "many")
     with pytest.raises(UsageError, match="the setting window cannot be used: Input should be"):
         AsyncClient("http://head:11000")
+
+
+async def test_patience_begins_anew_with_each_sign_of_life(head: FakeHead) -> None:
+    async with AsyncClient(head.url, TOKEN, patience=0.3) as client:
+        head.held = True
+        run = await client.submit(model="stub:", examples=questions(1))
+        await run.flush()
+        waiting = asyncio.ensure_future(anext(run.groups()))
+        await asyncio.wait([waiting], timeout=0.6)  # signs of life come all the while
+        head.statuses = [500]
+        await head.stop()
+        await head.start()
+        await async_wait_until(lambda: not head.statuses, what="the failure")
+        head.release()
+        assert (await waiting).example_index == 0

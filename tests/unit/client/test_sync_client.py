@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from gym_queue.testing import wait_until
 from tests.unit.client.fake_head import TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from tests.unit.client.fake_head import FakeHead
 
@@ -184,6 +186,30 @@ def test_its_own_thread_is_refused() -> None:
 
 async def end() -> None:
     pass
+
+
+def test_what_is_iterated_over_is_closed_from_outside_in(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio itself would close all generators at once, the inner ones under the outer ones' hands."""
+    closed = []
+
+    async def numbers(place: int) -> AsyncGenerator[int]:
+        try:
+            if place == 0:
+                yield 1
+                return
+            async with aclosing(numbers(place - 1)) as inner:
+                async for number in inner:
+                    yield number
+        finally:
+            await asyncio.sleep(0)
+            closed.append(place)
+
+    loop = BackgroundLoop(end)
+    items = loop.iterate(numbers(3))
+    assert next(items) == 1
+    loop.close()
+    assert closed == [0, 1, 2, 3]
+    assert caplog.text == ""
 
 
 def test_a_fork_is_told_and_harms_nobody(sync_client: Client, head_beside: FakeHead) -> None:
