@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gym_queue.coordinator.feeder import _say_accepted
 from gym_queue.records import Fence, Stage, Ticket
 from gym_queue.settings import Settings
 from gym_queue.telemetry.logging import configure, configure_process
 from gym_queue.telemetry.secrets import secrets_of
-from gym_queue.telemetry.story import about, names, outside
+from gym_queue.telemetry.story import about, names, outside, speak_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,3 +211,27 @@ def test_the_reference_lists_the_keys_of_a_line(capsys: pytest.CaptureFixture[st
     table = page[page.index("| key |") : page.index("Lines of engines")]
     listed = re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines() if "|" in row))
     assert sorted(line) == sorted(listed)
+
+
+def test_what_is_accepted_is_said_of_each_rollout(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("DEBUG", form="json")
+    _say_accepted([Ticket(stage=Stage.GENERATE, run_id="run", example_index=7, samples=(0, 2), attempt=1)])
+    assert [(line["message"], line["rollout_id"], line.get("worker")) for line in lines(capsys)] == [
+        ("accepted", "run.7.0", None),
+        ("accepted", "run.7.2", None),
+    ]
+
+
+async def test_a_task_may_speak_of_a_run_from_now_on(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("INFO", form="json")
+
+    async def coordinate() -> None:
+        speak_of("run")
+        await asyncio.create_task(say())
+
+    async def say() -> None:
+        logging.getLogger("gym_queue").info("something")
+
+    await asyncio.create_task(coordinate())
+    await say()
+    assert [line.get("run_id") for line in lines(capsys)] == ["run", None]
