@@ -14,12 +14,14 @@ import secrets
 import shutil
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gym_queue import names
 from gym_queue.coordinator import run_keys
 from gym_queue.coordinator.driver import Driver
 from gym_queue.coordinator.office import INTERVAL, TERM, Office
+from gym_queue.coordinator.patience import patiently
 from gym_queue.coordinator.run_folder import UNFINISHED, RunFolder
 from gym_queue.coordinator.runs import known_runs
 from gym_queue.coordinator.sidework import beside
@@ -99,6 +101,7 @@ class Leader:
         look = _Look(self._folder)
         driven: dict[str, tuple[Driver, asyncio.Task[None]]] = {}
         said = ""
+        await self._forget_what_is_over()
         try:
             while True:
                 self._changed.clear()
@@ -122,6 +125,15 @@ class Leader:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _forget_what_is_over(self) -> None:
+        """Let the ledger forget runs that are over: who drove them may have died just before it did."""
+        ledger = self._means.ledger
+        for status in await patiently(ledger.runs):
+            run_id = status.spec.run_id
+            with suppress(StorageError):  # whoever takes it up says so
+                if (await asyncio.to_thread(RunFolder(self._folder / run_id).written)).final:
+                    await patiently(partial(ledger.forget_run, run_id))
 
     def _take_up(
         self, unfinished: dict[str, RunState], driven: dict[str, tuple[Driver, asyncio.Task[None]]]

@@ -92,6 +92,22 @@ async def test_runs_of_the_command_are_left_alone(tmp_path: Path) -> None:
         assert (status.state, status.cursor) == (RunState.OPEN, 0)
 
 
+async def test_a_run_that_is_over_does_not_stay_in_the_ledger(tmp_path: Path) -> None:
+    """Its leader wrote the end, and died before the ledger forgot it."""
+    stack = Stack()
+    head = Head(stack, tmp_path)
+    async with stack.up(), head.up():
+        view = await head.done((await head.submit(REQUEST, "a")).run_id)
+        await stack.ledger.open_run(view.spec, view.run_id)
+    async with Head(stack, tmp_path).up():
+
+        async def forgotten() -> bool:
+            return await stack.ledger.runs() == []
+
+        await async_wait_until(forgotten)
+        assert (await head.runs.show(view.run_id)).state is RunState.ENDED
+
+
 @pytest.mark.guarantee("G3")
 async def test_g3_the_next_leader_goes_on_where_one_ended(tmp_path: Path) -> None:
     """Told to end, it makes room at once, and each rollout has one row."""
