@@ -19,6 +19,9 @@ TASK_OF_STAGE = {Stage.GENERATE: GENERATE_TASK, Stage.VERIFY: VERIFY_TASK}
 
 KEY_PREFIX = "gq"
 
+BEAT_REMEMBERED = 3 * 86_400
+"""Seconds for which ``beat_key`` is kept. Its age is this less what is left of it, whatever clocks say."""
+
 
 def run_key(run_id: str) -> str:
     """Hash: spec, state, cursor and counters of a run."""
@@ -103,6 +106,11 @@ def leases_key() -> str:
 def worker_key(worker: str) -> str:
     """Hash: what a worker says of itself with each heartbeat."""
     return f"{KEY_PREFIX}:worker:{worker}"
+
+
+def beat_key() -> str:
+    """String: the machine on which beat last sent what was due. Expires."""
+    return f"{KEY_PREFIX}:beat"
 
 
 def probes_key() -> str:

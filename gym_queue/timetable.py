@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celery.beat import Scheduler, SchedulingError
 from celery.signals import beat_init, setup_logging
 
+from gym_queue import names
 from gym_queue.celery_app import make_app
 from gym_queue.telemetry import catalogue as the
 from gym_queue.telemetry.logging import configure_process
@@ -50,13 +52,19 @@ class Timetable(Scheduler):
         """Send one task, and say once if that cannot be done."""
         try:
             self.apply_async(entry, producer=producer, advance=False)
-        except SchedulingError as error:
+            self._sign(producer)
+        except (SchedulingError, *self.connection.connection_errors) as error:
             self._sweeps["refused"] += 1
             self._outage.goes_on(error)
         else:
             self._sweeps["sent"] += 1
             self._sent_at = time.monotonic()
             self._outage.is_over()
+
+    def _sign(self, producer: Any) -> None:
+        """Leave word that beat is at work, for ``gym-queue doctor``."""
+        redis = producer.channel.client
+        redis.set(names.beat_key(), platform.node(), ex=names.BEAT_REMEMBERED)
 
     def trouble(self) -> list[str]:
         """Return why beat does not do its work, a sentence each. Any thread may ask."""
