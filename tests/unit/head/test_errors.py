@@ -49,7 +49,8 @@ def test_a_run_that_does_not_exist(client: TestClient) -> None:
     assert error_of(client.get("/v1/runs/none"), 404) == "there is no run 'none'"
 
 
-def test_a_key_with_another_body(client: TestClient) -> None:
+@pytest.mark.guarantee("G8")
+def test_g8_a_key_with_another_body(client: TestClient) -> None:
     key = {"Idempotency-Key": "k"}
     assert client.post("/v1/runs", json=RUN, headers=key).status_code == 201
     assert client.post("/v1/runs", json=RUN, headers=key).status_code == 200
