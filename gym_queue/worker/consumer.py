@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from typing import Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.consumer import CONNECTION_RETRY
 from celery.worker.state import maybe_shutdown
@@ -29,6 +31,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_news)
+
+# To go on with tickets in hand after a connection was lost is our choice; Celery would warn of it each time.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module=__name__)
 
 
 class PatientConsumer(Consumer):
