@@ -76,6 +76,9 @@ WORLD_SOURCE = textwrap.dedent(
                 globals()["told_late"] = ToldLate(example.row["told late"])
             if example.row.get("thread"):
                 await asyncio.to_thread(time.sleep, 3600)
+            if example.row.get("wait"):
+                with Path(__file__).with_name("begun").open("a") as file:
+                    file.write(".")
             try:
                 while example.row.get("wait") and not GATE.exists():
                     await asyncio.sleep(0.02)
@@ -226,6 +229,13 @@ class Fleet:
             return await self.owned(name) == count
 
         await async_wait_until(reached, 30, what=f"{count} rollouts in flight on {name}")
+
+    async def begun(self, count: int) -> None:
+        """Wait until this many rollouts have come to wait at the gate."""
+        path = self.folder / "begun"
+        await async_wait_until(
+            lambda: path.exists() and path.stat().st_size >= count, 30, what=f"{count} rollouts at the gate"
+        )
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to a process; ``SIGTERM`` is how an operator asks it to end."""

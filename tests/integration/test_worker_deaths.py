@@ -179,7 +179,7 @@ async def test_a_worker_that_stood_still_blames_no_rollout(redis_url: str, tmp_p
     async with Fleet(redis_url, tmp_path) as fleet:
         await fleet.start("gpu", "cpu")
         run = await fleet.submit([{"wait": True}] * 5, samples=4, limits={"tool_timeout": 4.0})
-        await fleet.in_flight("gpu", 20)
+        await fleet.begun(20)
         async with frozen(fleet, "gpu", 7.0):
             pass
 
