@@ -66,7 +66,7 @@ async def test_a_crashed_redis_comes_back_with_an_older_file(tmp_path: Path, ser
             tmp_path, *ARGUMENTS, *NO_WORKERS, GYM_QUEUE_REDIS_URL=server.url, GYM_QUEUE_WINDOW=16
         ) as command:
             await asyncio.to_thread(command.reach, 10)
-            [log] = (tmp_path / "redis").glob("appendonly.aof")
+            log = appended_file(tmp_path / "redis")
             older = log.read_bytes()
             await asyncio.to_thread(command.reach, EXAMPLES // 2 * SAMPLES)
             await async_wait_until(lambda: under_way(fleet), 30, what="rollouts at the gate")
@@ -82,6 +82,13 @@ async def test_a_crashed_redis_comes_back_with_an_older_file(tmp_path: Path, ser
             assert command.said.count("lost examples") == 1
             assert command.said.count("Redis does not answer") == 1
             assert command.said.count("Redis answers again") == 1
+
+
+def appended_file(folder: Path) -> Path:
+    """Return the file that Redis appends to: from Redis 7 on there is a folder of them."""
+    files = folder.rglob("appendonly.aof*")
+    [file] = [path for path in files if path.name == "appendonly.aof" or path.name.endswith(".incr.aof")]
+    return file
 
 
 async def under_way(fleet: Fleet) -> bool:
