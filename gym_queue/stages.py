@@ -9,14 +9,13 @@ import inspect
 import logging
 import random
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticSerializationError
 
 from gym_queue import endings
 from gym_queue.agents.loop import act
-from gym_queue.deadline import deadline
+from gym_queue.deadline import Deadline
 from gym_queue.endings import Draft, Place
 from gym_queue.errors import (
     EnvironmentFailedError,
@@ -30,7 +29,7 @@ from gym_queue.lifecycle import retry_delay
 from gym_queue.records import Failure, Stage, Timings, Verdict, rollout_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
@@ -162,17 +161,16 @@ class _Work:
         """Return seconds since the attempt began."""
         return time.monotonic() - self._started
 
-    @asynccontextmanager
-    async def deadline(self, seconds: float, doing: str) -> AsyncIterator[float]:
-        """Strike after ``seconds``, or when the whole rollout has had its time (see ``gym_queue.deadline``).
-        Gives the seconds that are left.
+    def deadline(self, seconds: float, doing: str) -> Deadline:
+        """Return what strikes after ``seconds``, or when the whole rollout has had its time. Entering it
+        gives the seconds that are left.
         """
         left = self._left - self.elapsed()
-        total = self.place.spec.limits.rollout_timeout
-        whole = f"the rollout was not done {total:g} s (rollout_timeout) after it was accepted"
-        sentence = whole if left < seconds else f"{doing} took longer than {seconds:g} s"
-        async with deadline(min(seconds, left), sentence):
-            yield min(seconds, left)
+        if left < seconds:
+            total = self.place.spec.limits.rollout_timeout
+            whole = f"the rollout was not done {total:g} s (rollout_timeout) after it was accepted"
+            return Deadline(left, whole)
+        return Deadline(seconds, f"{doing} took longer than {seconds:g} s")
 
     def timings(self, **stages: float | None) -> Timings:
         """Put this stage's length on the ledger's clock, which the claim was stamped with."""
