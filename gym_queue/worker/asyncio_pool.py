@@ -72,6 +72,7 @@ class AsyncioPool(BasePool):
         self._held = 0
         self._connection = 0
         self._done: deque[Callable[[], None]] = deque()
+        self._typical = self.limit
 
     def on_start(self) -> None:
         """Start the event loop's thread."""
@@ -121,14 +122,18 @@ class AsyncioPool(BasePool):
         accept_callback(os.getpid(), time.monotonic())
         self.used += slots
         self._held += 1
+        self._typical = max(slots, (self._typical + slots) // 2)
         self._move_prefetch()
         ended = partial(self._ended, callback, slots, self._connection)
         self.loop.call_soon_threadsafe(self._begin, task, arguments, keywords, ended)
 
     def _move_prefetch(self) -> None:
-        """Let Celery hold as many messages as it does plus the free slots: none more once all are used."""
+        """Let Celery hold as many messages as it does plus those that fit the free slots, as far as the last
+        ones tell how large they are: none more once all are used.
+        """
         if self._qos is not None:
-            self._qos.value = max(1, self._held + self.limit - self.used)
+            fitting = -(-(self.limit - self.used) // self._typical)
+            self._qos.value = max(1, self._held + fitting)
 
     def _begin(self, task: Any, arguments: Any, keywords: Any, ended: Callable[..., None]) -> None:
         running = self.loop.create_task(self._execute(task, arguments, keywords, ended))
