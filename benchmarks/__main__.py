@@ -36,8 +36,12 @@ _CURVE = {False: (1000, 10_000, 100_000), True: (1000, 10_000)}
 
 
 def _parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Plan]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them if none")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=(__doc__ or "").split("\n", 1)[0]
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them if none"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer of everything: about two minutes")
     parser.add_argument("--rounds", type=int, help="how often each is measured (3; quick: 1)")
     parser.add_argument("--rollouts", type=int, help="rollouts of a no-op run (10000; quick: 2000)")

@@ -50,17 +50,23 @@ def _dramatiq() -> Contender:
 
 def _taskiq() -> Contender:
     module = "benchmarks.peers.taskiq_peer"
-    worker = ["-m", "taskiq", "worker", f"{module}:broker", "--workers", str(WORKERS), "--log-level", "WARNING"]
+    worker = [
+        "-m",
+        "taskiq",
+        "worker",
+        f"{module}:broker",
+        "--workers",
+        str(WORKERS),
+        "--log-level",
+        "WARNING",
+    ]
     return Contender(TASKIQ, ["-m", module], [worker], python=python_of("queues"))
 
 
 def _rq() -> Contender:
-    script = (
-        "import os, redis, rq; connection = redis.Redis(unix_socket_path=os.environ['BENCHMARK_REDIS_SOCKET']);"
-        "rq.SimpleWorker([rq.Queue(connection=connection)], connection=connection).work(logging_level='WARNING')"
-    )
-    worker = ["-c", script]
-    return Contender(RQ, ["-m", "benchmarks.peers.rq_peer"], [worker] * WORKERS, python=python_of("queues"))
+    module = "benchmarks.peers.rq_peer"
+    workers = [["-m", module, "work"]] * WORKERS
+    return Contender(RQ, ["-m", module], workers, python=python_of("queues"))
 
 
 def _bare(variant: str) -> Contender:

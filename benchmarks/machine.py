@@ -29,8 +29,9 @@ class Machine:
 
     def __str__(self) -> str:
         return (
-            f"{self.cores} cores, {self.cpu}, {self.system}, load {self.load:.1f} at the start; Python {self.python}, "
-            f"Redis {self.redis}, Celery {self.celery}, kombu {self.kombu}, redis-py {self.redis_py}"
+            f"{self.cores} cores, {self.cpu}, {self.system}, load {self.load:.1f} at the start; "
+            f"Python {self.python}, Redis {self.redis}, Celery {self.celery}, kombu {self.kombu}, "
+            f"redis-py {self.redis_py}"
         )
 
     def as_dict(self) -> dict[str, object]:

@@ -120,9 +120,7 @@ def costs(stage: Stage) -> Iterator[Costs]:
     before = {name: sum(map(cpu_seconds, pids)) for name, pids in stage.processes.items()}
     own = time.process_time()
     yield found
-    found.cpu = {
-        name: sum(map(cpu_seconds, pids)) - before[name] for name, pids in stage.processes.items()
-    }
+    found.cpu = {name: sum(map(cpu_seconds, pids)) - before[name] for name, pids in stage.processes.items()}
     found.cpu["client"] = time.process_time() - own
     now = redis_calls(stage.redis_socket) if stage.redis_socket else {}
     found.calls = {name: count - calls.get(name, (0, 0))[0] for name, (count, _) in now.items()}

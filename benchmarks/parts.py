@@ -31,7 +31,7 @@ VERIFIERS = (0.0001, 0.005, 0.05)
 
 @dataclass
 class Plan:
-    """What was asked for. ``scale`` shortens everything; ``rollouts`` is what a no-op run takes."""
+    """What was asked for. ``rollouts`` is what a no-op run takes; ``probes`` are single ones."""
 
     rounds: int
     rollouts: int
@@ -107,7 +107,7 @@ def noop(plan: Plan) -> Results:
 def work(plan: Plan) -> Results:
     """Rollouts with something to carry: large trajectories, several turns, a verifier in the second queue."""
     results = Results()
-    cases: dict[str, tuple[object, ...]] = {
+    cases: dict[str, tuple[int, str, int]] = {
         "trajectories of 4 KiB": (plan.rollouts // 2, f"{_WORLDS}Quick?padding=4096", 512),
         "trajectories of 256 KiB": (max(64, plan.rollouts // 40), f"{_WORLDS}Quick?padding=262144", 64),
         "5 turns": (plan.rollouts // 2, f"{_WORLDS}Quick?turns=5", 512),
@@ -119,7 +119,7 @@ def work(plan: Plan) -> Results:
         for number in range(1, plan.rounds + 1):
             say(f"work, round {number} of {plan.rounds}")
             for name, (rollouts, environment, warm_up) in cases.items():
-                arguments = ("--tasks", int(str(rollouts)) // 8 * 8, "--samples", 8, "--warm-up", warm_up)
+                arguments = ("--tasks", rollouts // 8 * 8, "--samples", 8, "--warm-up", warm_up)
                 results.add(name, stand.measure(*arguments, "--environment", environment))
     return results
 
@@ -187,7 +187,7 @@ def curve(plan: Plan) -> Results:
 
 
 def start(plan: Plan) -> Results:
-    """How long the command takes to show its help, and to bring a stack up, run 8 rollouts and take it down."""
+    """How long the command takes to show its help, and to bring up a stack, run 8 rollouts and end."""
     results = Results()
     for number in range(1, plan.rounds + 1):
         say(f"start, round {number} of {plan.rounds}")

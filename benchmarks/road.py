@@ -178,9 +178,7 @@ def _tenths(seen: list[float]) -> Sample:
 def _makespan(options: argparse.Namespace, seconds: float, metrics: Seen) -> Sample:
     """Compare with workers that cost nothing: each slot takes the next rollout the moment it is free."""
     slots = options.slots
-    slept = sorted(
-        ((s.example_index, s.sample_index), s.metrics["slept"]) for _, s in metrics.seen
-    )
+    slept = sorted(((s.example_index, s.sample_index), s.metrics["slept"]) for _, s in metrics.seen)
     ideal = probes.ideal([duration for _, duration in slept], slots)
     return {"makespan": seconds, "ideal": ideal, "over_ideal": seconds / ideal}
 

@@ -28,8 +28,8 @@ _PATIENCE = 900.0
 
 @dataclass(frozen=True)
 class Contender:
-    """Who takes part: ``workers`` are the commands of its workers, ``client`` that of who sends the work; both
-    are arguments of ``python``. ``kinds`` names workers that count apart.
+    """Who takes part: ``client`` is the command of who sends the work, ``workers`` and ``verifiers`` those of
+    who does it, all as arguments of ``python``.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Stand:
     def _leased(self) -> bool:
         self.check()
         with redis.Redis.from_url(self._redis.url) as client:
-            return client.zcard(names.leases_key()) == len(self._workers)
+            return bool(client.zcard(names.leases_key()) == len(self._workers))
 
     def check(self) -> None:
         """Raise if a worker has ended."""
@@ -123,7 +123,7 @@ class Stand:
         self.check()
         return client.poll() is not None
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_error: object) -> None:
         for _, _, worker in self._workers:
             kill_session(worker)
         self._workers.clear()

@@ -77,7 +77,7 @@ class Gated(Quick):
         self, example: Example, session: dict[str, Any], message: Message
     ) -> Observation:
         """Wait."""
-        while not self.gate.exists():
+        while not self.gate.exists():  # noqa: ASYNC110 - another process makes it
             await asyncio.sleep(_GLANCE)
         return Observation(done=True)
 

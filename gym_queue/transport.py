@@ -76,7 +76,7 @@ class _Channel(redis.Channel):
             connection.disconnect()
             raise
         finally:
-            self._in_poll = None
+            self._in_poll = False
             self._flush_brpop_reauth()
         if found:
             queue = found[0].decode().rsplit(self.sep, 1)[0]

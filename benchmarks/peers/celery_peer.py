@@ -1,4 +1,4 @@
-"""Plain Celery in its own configuration: no-op tasks in one group, with the Redis backend or without results."""
+"""Plain Celery in its own configuration: no-op tasks in a group, with the Redis backend or no results."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import time
 from typing import Any
@@ -38,9 +40,6 @@ class Peer:
 
 def main() -> None:
     """Measure; all of Ray's processes are this one's descendants."""
-    import argparse
-    import json
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--tasks", type=int, required=True)
     parser.add_argument("--warm-up", type=int, default=200)

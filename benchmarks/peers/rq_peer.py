@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from redis import Redis
-from rq import Queue
+from rq import Queue, SimpleWorker
 
 from benchmarks import measurement
 from benchmarks.peers import tally
@@ -39,5 +40,14 @@ class Peer:
         self._tally.wait(count)
 
 
+def work() -> None:
+    """Be a worker."""
+    connection = Redis(unix_socket_path=os.environ["BENCHMARK_REDIS_SOCKET"])
+    SimpleWorker([Queue(connection=connection)], connection=connection).work(logging_level="WARNING")
+
+
 if __name__ == "__main__":
-    measurement.main(Peer)
+    if sys.argv[1:] == ["work"]:
+        work()
+    else:
+        measurement.main(Peer)
