@@ -178,16 +178,20 @@ class Pipeline:
 
         Otherwise nobody would work on it until its deadline, and it would pass for a rollout that overran.
         """
-        fences = [fence_of(ticket, sample, self._worker) for sample in ticket.samples]
         try:
             async with asyncio.timeout(limits.store_timeout):
                 return await self._ledger.claim(ticket, self._worker, longest(ticket.stage, limits))
         except (LedgerError, TimeoutError):  # the ledger says once that it is away
-            await self._hand_back(fences, "the answer to its claim was lost", limits.store_timeout)
+            lost = "the answer to its claim was lost"
+            await self._hand_back(self._fences(ticket), lost, limits.store_timeout)
             return None
         except asyncio.CancelledError:
-            await asyncio.shield(self._hand_back(fences, self._farewell, _PATIENCE_AT_THE_END))
+            left = self._fences(ticket)
+            await asyncio.shield(self._hand_back(left, self._farewell, _PATIENCE_AT_THE_END))
             raise
+
+    def _fences(self, ticket: Ticket) -> list[Fence]:
+        return [fence_of(ticket, sample, self._worker) for sample in ticket.samples]
 
     @property
     def _farewell(self) -> str:

@@ -82,7 +82,7 @@ class Stages:
         """
         fence = sample.fence
         work = _Work(
-            place=Place.model_construct(
+            place=Place(
                 spec=spec,
                 example=claim.example,
                 example_index=fence.example_index,
