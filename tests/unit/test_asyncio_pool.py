@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,3 +65,27 @@ async def test_what_the_end_of_a_task_brings_about_waits_for_nothing_else(pool: 
     assert acknowledged == ["one"]
     assert idle == [], "it would have waited for so many seconds"
     hub.close()
+
+
+def test_room_is_counted_in_tickets_as_large_as_the_last(pool: AsyncioPool) -> None:
+    """Several tickets may come at a time, so their number must fit, not only their first."""
+    qos = SimpleNamespace(value=0)
+    pool.follow(qos)
+    assert qos.value == 1, "nothing is known of their size yet"
+
+    class Task:
+        name = "nothing"
+
+        def slots(self, size: int) -> int:
+            return size
+
+        async def run(self, size: int) -> None:
+            pass
+
+    tasks = {"nothing": Task()}
+    pool.app.tasks.update(tasks)
+    for size, held in [(1, 3), (1, 4), (2, 3)]:  # 3, 2, 0 of 4 slots are free
+        pool.on_apply(
+            None, ("nothing", "id", {"args": [size], "kwargs": {}}), accept_callback=lambda *_: None
+        )
+        assert qos.value == held
