@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kombu import Consumer, Queue
 from kombu.connection import Connection
+from kombu.entity import Queue
+from kombu.messaging import Consumer
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from gym_queue import transport
