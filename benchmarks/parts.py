@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.contenders import PEERS, TASKS, WORKERS, road
+from benchmarks.simulation import simulate
 from benchmarks.stand import Contender, Stand
 from benchmarks.virtualenvs import NotInstalledError
 
@@ -210,6 +211,21 @@ def _time(command: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
+def scale(plan: Plan) -> Results:
+    """SIMULATED: more workers than there are cores, from what each part of the road was measured to take."""
+    results = Results()
+    with _stand(road()) as stand:
+        for number in range(1, plan.rounds + 1):
+            say(f"scale, round {number} of {plan.rounds}")
+            for size in (1, 8):
+                arguments = ("--tasks", plan.rollouts // size * size, "--samples", size, "--no-drain")
+                each = stand.measure(*arguments)["cpu"]
+                for workers in (1, 2, 4, 8, 16):
+                    name = f"groups of {size}, {workers} workers"
+                    results.add(name, simulate(each, size, workers))
+    return results
+
+
 PARTS = {
     "noop": noop,
     "work": work,
@@ -217,6 +233,7 @@ PARTS = {
     "latency": latency,
     "footprint": footprint,
     "curve": curve,
+    "scale": scale,
     "start": start,
 }
 

@@ -6,7 +6,6 @@ import asyncio
 import heapq
 import signal
 import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as aioredis
@@ -54,12 +53,11 @@ async def latency(road: Road, probes: int, flood: int) -> Sample:
         for _ in range(probes):
             if busy is not None and busy.done():
                 break
-            submitted = time.time()
             _, metrics = await small.run(1, priority=1)
             ((seen, summary),) = metrics.seen
             timings = summary.timings
             waited = timings.queued or 0.0
-            found["submit_start"].append(timings.accepted_at + waited - submitted)
+            found["submit_start"].append(timings.accepted_at + waited - small.submitted_at)
             found["accept_start"].append(waited)
             found["end_seen"].append(seen - timings.ended_at)
     finally:

@@ -62,6 +62,12 @@ _COLUMNS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "MB client": (("memory", "client"), ",.0f"),
         "MB redis": (("memory", "redis"), ",.0f"),
     },
+    "scale": {
+        "per second": (("rate",), ",.0f"),
+        "workers busy %": (("busy", "workers"), ".0f"),
+        "Redis busy %": (("busy", "redis"), ".0f"),
+        "coordinator busy %": (("busy", "coordinator"), ".0f"),
+    },
     "start": {"seconds": (("seconds",), ".2f"), "first row after s": (("first_row",), ".2f")},
 }
 _COLUMNS["work"] = {

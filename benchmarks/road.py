@@ -61,6 +61,9 @@ class Road:
         samples: rollouts an example: the size of a group.
         environment: of all examples.
         padding: characters of each prompt.
+
+    Attributes:
+        submitted_at: when the newest run's input had been checked and its output opened (Unix time).
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Road:
         self._environment = environment
         self._prompt = "What is 6 * 7?".ljust(padding, "?")
         self._runs = 0
+        self.submitted_at = 0.0
 
     async def run(self, rollouts: int, *, window: int | None = None, priority: int = 0) -> tuple[float, Seen]:
         """Run to the end, the sorted and durable output. Returns how many seconds that took, and what was
@@ -103,7 +107,7 @@ class Road:
                 on_progress=lambda _: None,
                 cancel=partial(cancel_run, self.ledger, run_id, "the run was cancelled"),
             )
-            started = time.perf_counter()
+            self.submitted_at, started = time.time(), time.perf_counter()
             result = await coordinator.run()
             archive.finalize()
             seconds = time.perf_counter() - started
