@@ -1,6 +1,6 @@
 """How many workers one Redis and one coordinator can keep busy: a simulation, for machines with too few
-cores to try it. Every part is a server with one core of its own; service times are exponential around what was
-measured.
+cores to try it. Every part is a server with one core of its own; service times are exponential around what
+was measured.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class _Server:
 def simulate(each: Mapping[str, float], samples: int, workers: int) -> Sample:
     """Return rollouts a second and how busy each part is (%), from ``each``: CPU-us a rollout by part.
 
-    A ticket of ``samples`` rollouts visits the parts in the order of the road; as many as the window holds are
-    on it at once. Redis and the coordinator are visited twice, for half of their time each.
+    A ticket of ``samples`` rollouts visits the parts in the order of the road; as many as the window holds
+    are on it at once. Redis and the coordinator are visited twice, for half of their time each.
     """
     draw = random.Random(samples * 100 + workers)
     coordinator = sum(each.get(part, 0.0) for part in ("feeder", "aggregator", "event loop"))
