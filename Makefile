@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench chaos clean
+.PHONY: help install demo test test-deploy lint bench chaos clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 install: $(INSTALLED) ## .venv with the pinned dependencies; again only when they change
 
@@ -47,6 +47,11 @@ demo: install ## collect 256 rollouts of a small real model into runs/demo
 
 test: lint ## lint, then the whole suite
 	$(BIN)/python -m pytest
+
+test-deploy: install ## compose/ on a real Docker engine; as root on Debian, it installs what is missing
+	$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) install --constraint constraints.txt 'playwright<2'
+	tests/deploy/prepare.sh $(BIN)/python
+	$(BIN)/python -m pytest tests/deploy
 
 lint: install ## style, types, and who may import whom
 	$(BIN)/ruff check --quiet

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from gym_queue.records import Freshness, GroupPolicy, Record, RunSpec, RunState, Sampling
+
+Name = Annotated[str, Field(min_length=1, max_length=2000)]
+"""The name of a model or an environment; it may be a URL or a path."""
 
 GroupOutcome = Literal["complete", "short", "uniform", "stale"]
 """How a group was decided (``GroupPolicy``): only ``complete`` ones are for the trainer. ``short``: too few
@@ -17,10 +21,10 @@ samples succeeded; ``uniform``: all rewards are equal; ``stale``: the weights th
 class MixPart(Record):
     """One environment of a mix that brings its own examples: ``size`` of them, drawn by ``weight``."""
 
-    name: str
-    size: int = Field(ge=1)
-    weight: float = Field(default=1.0, gt=0)
-    seed: int = 0
+    name: Name
+    size: int = Field(ge=1, le=1_000_000_000)
+    weight: float = Field(default=1.0, gt=0, le=1e9)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class RunRequest(Record):
@@ -30,16 +34,16 @@ class RunRequest(Record):
     that name none. With ``environments`` the run brings its own examples, and takes no others.
     """
 
-    model: str
-    samples: int = Field(default=1, ge=1)
+    model: Name
+    samples: int = Field(default=1, ge=1, le=10_000)
     sampling: Sampling = Sampling()
-    limits: dict[str, Any] = Field(default_factory=dict)
-    priority: int = 0
-    weight: float = Field(default=1.0, gt=0)
+    limits: dict[str, Any] = Field(default_factory=dict, max_length=100)
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
+    weight: float = Field(default=1.0, gt=0, le=1e9)
     groups: GroupPolicy = GroupPolicy()
     freshness: Freshness | None = None
-    environment: str = "rows"
-    environments: tuple[MixPart, ...] = ()
+    environment: Name = "rows"
+    environments: tuple[MixPart, ...] = Field(default=(), max_length=1000)
 
 
 class GroupCounts(Record):
@@ -88,3 +92,43 @@ class GroupRow(Record):
     outcome: GroupOutcome
     weight_version: int | None = None
     rollouts: tuple[dict[str, Any], ...] = ()
+
+
+class ServerRequest(Record):
+    """A server that wants to be found by its name: a model, an environment, a verifier.
+
+    ``kind`` says what it is (NeMo Gym's words: ``responses_api_models``, ``resources_servers``,
+    ``responses_api_agents``; any other is taken too). ``capacity`` is how many requests it likes at once.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", examples=["policy"])
+    kind: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["responses_api_models"])
+    url: str = Field(max_length=2000, examples=["http://node-7:8000"])
+    node: str = Field(default="", max_length=255)
+    versions: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=255)]] = Field(
+        default_factory=dict, max_length=32
+    )
+    capacity: int = Field(default=1, ge=1, le=1_000_000)
+
+    @field_validator("url")
+    @classmethod
+    def _is_plain(cls, url: str) -> str:
+        parts = urlsplit(url)  # raises ValueError itself, as does a port that is none
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            msg = "a server's address is http(s)://HOST[:PORT][/PATH]"
+            raise ValueError(msg)
+        if parts.username is not None or parts.query or parts.fragment or not url.isprintable() or " " in url:
+            msg = "a server's address has no user, no password, no query and no blanks: all may read it"
+            raise ValueError(msg)
+        return url.rstrip("/")
+
+
+class ServerView(ServerRequest):
+    """A server as the head shows it. ``age`` is seconds since it was last heard of, ``healthy`` that it has
+    not missed more than one heartbeat. ``registered_at`` is a Unix time on the head's clock.
+    """
+
+    id: str
+    age: float
+    healthy: bool
+    registered_at: float

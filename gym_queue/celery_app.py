@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from gym_queue import names, transport
 from gym_queue.errors import BrokerError, redis_refusal
 from gym_queue.records import Ticket
+from gym_queue.telemetry.story import outside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,7 +129,7 @@ class CeleryBroker:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((tickets, future))
         if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush())
+            self._flusher = outside(self._flush())
         await future
 
     async def _flush(self) -> None:

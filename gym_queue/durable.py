@@ -70,3 +70,10 @@ def temporary_of(path: Path) -> Path:
     """Return where ``replacement`` writes; a process killed in the middle leaves this file behind."""
     target = path.resolve()
     return target.with_name(target.name + ".tmp")
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of ``data``; a disk that fills up takes a part first and fails on the rest."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -87,12 +87,14 @@ def _common(place: Place, attempt: int, timings: Timings, trajectory: Trajectory
 
 
 def _ended(row: RolloutRow, **summary: Any) -> Ended:
+    tokens = row.trajectory
     return Ended(
         summary=Summary(
             example_index=row.example_index,
             sample_index=row.sample_index,
             attempt=row.attempt,
             state=row.state,
+            weight_version=tokens.oldest_version if tokens else None,
             usage=row.usage,
             turns=row.turns,
             timings=row.timings,

@@ -30,10 +30,52 @@ class UsageError(GymQueueError):
     failure_class = FailureClass.INVALID
 
 
+class UnknownRunError(UsageError):
+    """There is no such run."""
+
+
 class ConflictError(GymQueueError):
     """The same idempotency key was used with another body."""
 
     failure_class = FailureClass.INVALID
+
+
+class HeadAwayError(GymQueueError):
+    """The head cannot be reached; it may in a moment."""
+
+
+class HeadFailedError(GymQueueError):
+    """The head failed, or what answers is no head."""
+
+
+class UnauthorizedError(GymQueueError):
+    """The head does not take this token."""
+
+    failure_class = FailureClass.INVALID
+
+
+class NotFoundError(GymQueueError):
+    """The head knows nothing of that name."""
+
+    failure_class = FailureClass.INVALID
+
+
+class RequestRefusedError(GymQueueError):
+    """The head does not take this request; the same one would be refused again."""
+
+    failure_class = FailureClass.INVALID
+
+
+class ExamplesRefusedError(RequestRefusedError):
+    """An example cannot be used."""
+
+
+class ServerAwayError(GymQueueError):
+    """No healthy server of that name can be reached."""
+
+
+class ServerBrokeOffError(GymQueueError):
+    """The server broke off in the middle of a request, which it may have done or not."""
 
 
 class LedgerError(GymQueueError):
@@ -126,6 +168,12 @@ class StageTimeoutError(GymQueueError):
 
 class WorkerStoodStillError(GymQueueError):
     """The worker stood still past a deadline: whose time it was cannot be told."""
+
+
+class StaleError(GymQueueError):
+    """The weights that sampled the rollout are too old."""
+
+    failure_class = FailureClass.STALE
 
 
 class InvalidExampleError(GymQueueError):

@@ -8,6 +8,8 @@ ROLLOUT_QUEUE = "rollouts.default"
 VERIFY_QUEUE = "verify.default"
 MAINTENANCE_QUEUE = "maintenance"
 
+COORDINATOR_OFFICE = "coordinator"
+
 GENERATE_TASK = "gym_queue.generate"
 VERIFY_TASK = "gym_queue.verify"
 SWEEP_TASK = "gym_queue.sweep"
@@ -16,6 +18,9 @@ QUEUE_OF_STAGE = {Stage.GENERATE: ROLLOUT_QUEUE, Stage.VERIFY: VERIFY_QUEUE}
 TASK_OF_STAGE = {Stage.GENERATE: GENERATE_TASK, Stage.VERIFY: VERIFY_TASK}
 
 KEY_PREFIX = "gq"
+
+BEAT_REMEMBERED = 3 * 86_400
+"""Seconds for which ``beat_key`` is kept. Its age is this less what is left of it, whatever clocks say."""
 
 
 def run_key(run_id: str) -> str:
@@ -26,6 +31,11 @@ def run_key(run_id: str) -> str:
 def runs_key() -> str:
     """Sorted set: ids of the runs that have not ended, by priority."""
     return f"{KEY_PREFIX}:runs"
+
+
+def totals_key() -> str:
+    """Hash: the counters of all runs that were forgotten, summed up."""
+    return f"{KEY_PREFIX}:totals"
 
 
 def idempotency_key(key: str) -> str:
@@ -83,6 +93,11 @@ def written_key(worker: str) -> str:
     return f"{KEY_PREFIX}:written:{worker}"
 
 
+def office_key(office: str) -> str:
+    """String: who holds an office, of which there is one holder at a time. Expires with its term."""
+    return f"{KEY_PREFIX}:office:{office}"
+
+
 def leases_key() -> str:
     """Sorted set: workers by the time of their last heartbeat."""
     return f"{KEY_PREFIX}:leases"
@@ -91,3 +106,23 @@ def leases_key() -> str:
 def worker_key(worker: str) -> str:
     """Hash: what a worker says of itself with each heartbeat."""
     return f"{KEY_PREFIX}:worker:{worker}"
+
+
+def beat_key() -> str:
+    """String: the machine on which beat last sent what was due. Expires."""
+    return f"{KEY_PREFIX}:beat"
+
+
+def probes_key() -> str:
+    """Hash: when a worker was asked to say that it is there, by worker, while it has not."""
+    return f"{KEY_PREFIX}:probes"
+
+
+def round_trips_key() -> str:
+    """Hash: how many seconds the last such question was on its way, by worker."""
+    return f"{KEY_PREFIX}:round_trips"
+
+
+def weights_key() -> str:
+    """Hash: the newest announced weights by model. Outlives runs, so that no version ever goes back."""
+    return f"{KEY_PREFIX}:weights"

@@ -15,10 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from gym_queue.errors import BrokerError, LedgerError
-from gym_queue.ledger.base import Retry, fence_of
+from gym_queue.ledger.base import Ended, Retry, fence_of
 from gym_queue.quarantine import Quarantine
 from gym_queue.records import Limits, Stage
 from gym_queue.stages import Stages, longest
+from gym_queue.telemetry.story import Story, about, outside, step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
     from gym_queue.errors import GymQueueError
-    from gym_queue.ledger.base import Claim, ClaimedSample, Ledger, Outcome
-    from gym_queue.records import Fence, RunSpec, RunStatus, Ticket
+    from gym_queue.ledger.base import Claim, ClaimedSample, Ledger, Outcome, Receipt
+    from gym_queue.records import Fence, RunSpec, RunStatus, Ticket, Weights
+    from gym_queue.telemetry.story import Observer
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -85,6 +87,7 @@ class Pipeline:
         worker: this worker's name, the owner of its claims.
         slots: how many rollouts this process holds at once; ``None``: one ticket at a time.
         watch: see ``Stages``.
+        observers: who wants to know of each attempt.
     """
 
     def __init__(
@@ -96,13 +99,15 @@ class Pipeline:
         worker: str,
         slots: int | None = None,
         watch: Callable[[float | None], object] = lambda _: None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
-        self._stages = Stages(engine, environment, watch)
+        self._stages = Stages(engine, environment, self._newest, watch)
         self._worker = worker
+        self._observers = observers
         self._quarantine = Quarantine(slots)
-        self._specs: dict[str, asyncio.Future[RunStatus | None]] = {}
+        self._specs: dict[str, asyncio.Task[RunStatus | None]] = {}
         self._held: set[Attempt] = set()
         self._running: dict[Attempt, asyncio.Task[None] | None] = {}
         self._trouble: set[type[GymQueueError]] = set()
@@ -137,7 +142,8 @@ class Pipeline:
             return
         self._held.update(attempts)
         try:
-            await self._admit(ticket, attempts)
+            with about(ticket):
+                await self._admit(ticket, attempts)
         except LedgerError as error:  # it says once that it is away; the audit publishes the ticket again
             _log.debug("ticket %s is left to the audit: %s", ticket, error)
         finally:
@@ -161,8 +167,7 @@ class Pipeline:
     async def _spec(self, run_id: str) -> RunSpec | None:
         """Return a run's spec, which never changes: asked for once, however many want it."""
         if run_id not in self._specs:
-            ask = _patiently(lambda: self._ledger.run(run_id), _PATIENCE_BEFORE)
-            self._specs[run_id] = asyncio.ensure_future(ask)
+            self._specs[run_id] = outside(_patiently(lambda: self._ledger.run(run_id), _PATIENCE_BEFORE))
         try:
             status = await asyncio.shield(self._specs[run_id])
         except Exception:
@@ -172,6 +177,10 @@ class Pipeline:
             self._specs.pop(run_id, None)
             return None
         return status.spec
+
+    async def _newest(self, spec: RunSpec) -> Weights | None:
+        """Ask for the newest weights of a run's model. Raises ``LedgerError`` after ``store_timeout``."""
+        return await _patiently(lambda: self._ledger.weights(spec.model), spec.limits.store_timeout)
 
     async def _claim(self, ticket: Ticket, limits: Limits) -> Claim | None:
         """Claim a ticket. Where no answer comes, it may be ours all the same: then it is handed back.
@@ -237,24 +246,41 @@ class Pipeline:
         limits = spec.limits
         began = max(sample.accepted_at, claim.opened_at)
         left = began + limits.rollout_timeout - claim.claimed_at
-        outcome = await self._stages.outcome(spec, claim, sample, left)
-        await self._commit(sample.fence, outcome, limits.store_timeout)
+        story = _story(claim, sample) if self._observers else None
+        with about(story or sample.fence):
+            _log.debug("claimed")
+            try:
+                outcome = await self._stages.outcome(spec, claim, sample, left)
+                with step("commit"):
+                    receipt = await self._commit(sample.fence, outcome, limits.store_timeout)
+                _log.debug("committed: %s", result := _result(outcome, receipt))
+                if story is not None:
+                    story.outcome = result
+                    story.summary = outcome.summary if isinstance(outcome, Ended) else None
+            finally:
+                if story is not None:
+                    self._tell(story)
 
-    async def _commit(self, fence: Fence, outcome: Outcome, patience: float) -> None:
+    def _tell(self, story: Story) -> None:
+        for observer in self._observers:
+            observer.observe(story)
+
+    async def _commit(self, fence: Fence, outcome: Outcome, patience: float) -> Receipt | None:
         """Write the outcome, and publish what follows. A ledger that is away is waited for, ``patience``
-        seconds; after that the outcome is lost, and this worker hands the attempt back when it can
+        seconds; after that the outcome is lost (``None``), and this worker hands the attempt back when it can
         (``maintenance.disown``).
         """
         try:
             receipt = await _patiently(lambda: self._ledger.commit(fence, outcome), patience)
         except LedgerError as error:
             self._say_once(LedgerError, f"outcomes are lost, for the ledger takes none: {error}")
-            return
+            return None
         self._trouble.discard(LedgerError)
         if receipt.ticket is not None:
             await self._publish(receipt.ticket)
         elif not receipt.accepted and not isinstance(outcome, Retry):
             _log.warning("late write refused: %s is not the newest attempt", fence)
+        return receipt
 
     async def _publish(self, ticket: Ticket) -> None:
         """Publish what follows, if the broker takes it: the rollout itself has not failed."""
@@ -270,6 +296,29 @@ class Pipeline:
         if trouble not in self._trouble:
             self._trouble.add(trouble)
             _log.warning("%s", sentence)
+
+
+def _story(claim: Claim, sample: ClaimedSample) -> Story:
+    return Story(
+        fence=sample.fence,
+        accepted_at=sample.accepted_at,
+        queued_at=sample.queued_at,
+        claimed_at=claim.claimed_at,
+    )
+
+
+def _result(outcome: Outcome, receipt: Receipt | None) -> str:
+    """Say in a word what became of an attempt (see ``Story``)."""
+    if receipt is None:
+        return "lost"
+    if not receipt.accepted:
+        return "refused"
+    match outcome:
+        case Ended(summary=summary):
+            return summary.state
+        case Retry():
+            return "retried"
+    return "generated"
 
 
 async def _patiently(ask: Callable[[], Awaitable[_Answer]], patience: float) -> _Answer:

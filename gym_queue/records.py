@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from itertools import compress
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -122,10 +123,10 @@ class GroupPolicy(Record):
 class Freshness(Record):
     """How old the weights that sampled a rollout may be, in versions of the model.
 
-    At most ``(version - first version + max_staleness + 1) * groups_per_version`` groups are begun, so that
-    none is begun that would be too old when its turn comes (the rule of AReaL: Fu et al. 2025, "AReaL: A
-    Large-Scale Asynchronous Reinforcement Learning System for Language Reasoning", arXiv:2505.24298). What is
-    too old all the same when it ends is failed as ``stale``.
+    At most ``(version - first version + max_staleness + 1) * groups_per_version`` groups, dropped ones not
+    counted, are begun, so that none is begun that would be too old when its turn comes (the rule of AReaL: Fu
+    et al. 2025, "AReaL: A Large-Scale Asynchronous Reinforcement Learning System for Language Reasoning",
+    arXiv:2505.24298). What is too old all the same when it ends is failed as ``stale``.
     """
 
     max_staleness: int = Field(ge=0)
@@ -288,6 +289,11 @@ class Tokens(Record):
     loss_mask: tuple[int, ...]
     weight_version: tuple[int, ...]
 
+    @property
+    def oldest_version(self) -> int | None:
+        """The oldest weights that sampled a token, ``None`` where none was sampled."""
+        return min(compress(self.weight_version, self.loss_mask), default=None)
+
 
 class Trajectory(Record):
     """What a rollout did. ``tokens`` is ``None`` where the engine shows no token ids. ``state`` is the
@@ -330,7 +336,9 @@ class Timings(Record):
 
 
 class Summary(Record):
-    """The few numbers of an ended rollout that metrics need, so that nobody parses whole rows for them."""
+    """The few numbers of an ended rollout that metrics and groups need, so that nobody parses whole rows for
+    them. ``weight_version`` is the oldest that sampled a token, ``None`` where nobody knows.
+    """
 
     example_index: int
     sample_index: int
@@ -339,6 +347,7 @@ class Summary(Record):
     reward: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     failure_class: FailureClass | None = None
+    weight_version: int | None = None
     usage: Usage = Usage()
     turns: int = 0
     timings: Timings

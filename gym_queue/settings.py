@@ -5,6 +5,7 @@ each.
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import (
@@ -36,7 +37,7 @@ class Settings(BaseSettings):
     )
 
     redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0", description="Redis that carries ledger and queues."
+        default="redis://127.0.0.1:6379/0", description="Redis that carries ledger and queues.", repr=False
     )
     head_server_url: str = Field(
         default="",
@@ -45,6 +46,21 @@ class Settings(BaseSettings):
     )
     auth_token: str = Field(
         default="", description="Bearer token that the head asks for, and that clients send.", repr=False
+    )
+    head_host: str = Field(
+        default="127.0.0.1",
+        description="Address that the head listens on; without a token only this machine.",
+    )
+    head_port: int = Field(
+        default=11_000, ge=0, le=65_535, description="Port that the head listens on; 0: any that is free."
+    )
+    max_request_bytes: int = Field(
+        default=67_108_864,
+        ge=1024,
+        description="Largest body with examples that the head takes; others end at 1 MiB.",
+    )
+    rate_limit: float = Field(
+        default=1000.0, ge=0, description="Requests a second that the head takes from one address; 0: any."
     )
     runs_dir: str = Field(
         default="runs/head", description="Folder where the heads keep runs; the same for all of them."
@@ -58,6 +74,16 @@ class Settings(BaseSettings):
     log_level: str = Field(
         default="INFO", validation_alias=_plain("LOG_LEVEL"), description="Level of every process's log."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Lines of the log: text, or json for one object a line."
+    )
+    metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port of a worker's or beat's /health, /ready and /metrics; 0: none.",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address that this port is opened on.")
     concurrency: int = Field(
         default=256, ge=1, description="Rollouts that one GPU worker process holds at once."
     )

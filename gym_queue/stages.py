@@ -22,11 +22,13 @@ from gym_queue.errors import (
     GymQueueError,
     ModelError,
     PayloadLostError,
+    StaleError,
     VerifierError,
 )
 from gym_queue.ledger.base import Generated, Outcome, Retry
 from gym_queue.lifecycle import retry_delay
-from gym_queue.records import Failure, Stage, Timings, Verdict, rollout_id
+from gym_queue.records import Failure, Stage, Timings, Verdict
+from gym_queue.telemetry.story import spent, step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
     from gym_queue.ledger.base import Claim, ClaimedSample
-    from gym_queue.records import Limits, RunSpec
+    from gym_queue.records import Limits, RunSpec, Trajectory, Weights
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Stages:
     Args:
         engine: gives the engine of a model; the same object each time.
         environment: gives the environment of a name; the same object each time.
+        newest: gives the newest weights that were announced for a run's model.
         watch: told how many seconds a verifier has, and ``None`` when it is done. Plain code cannot be ended
             from inside its process; whoever can do it from outside learns here when to.
     """
@@ -65,10 +68,12 @@ class Stages:
         self,
         engine: Callable[[str], Awaitable[Engine]],
         environment: Callable[[str], Environment],
+        newest: Callable[[RunSpec], Awaitable[Weights | None]],
         watch: Callable[[float | None], object] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._environment = environment
+        self._newest = newest
         self._watch = watch
 
     async def outcome(self, spec: RunSpec, claim: Claim, sample: ClaimedSample, left: float) -> Outcome:
@@ -102,21 +107,43 @@ class Stages:
 
     async def _generate(self, work: _Work) -> Outcome:
         spec, place = work.place.spec, work.place
-        async with work.deadline(spec.limits.generate_timeout, "generating"):
-            engine = await self._engine(spec.model)
-            environment = self._environment(place.example.environment)
-            inline = _is_inline(environment, place)
-            ordinal = place.example_index * spec.samples + place.sample_index
-            trajectory = await act(place.example, environment, engine, spec, ordinal=ordinal)
+        with step(doing := "generating"):
+            async with work.deadline(spec.limits.generate_timeout, doing):
+                engine = await self._engine(spec.model)
+                if work.weights is not None:
+                    await engine.load(work.weights)
+                environment = self._environment(place.example.environment)
+                inline = _is_inline(environment, place)
+                ordinal = place.example_index * spec.samples + place.sample_index
+                trajectory = await act(place.example, environment, engine, spec, ordinal=ordinal)
+        spent(trajectory.usage)
+        _log.debug("generated: %d turns, %s", trajectory.turns, trajectory.finish_reason)
         draft = Draft(
             attempt=work.sample.fence.attempt,
             trajectory=trajectory,
             queued=work.waited,
             generate=work.elapsed(),
         )
+        if stale := await self._stale(work, trajectory):
+            timings = work.timings(queued=draft.queued, generate=draft.generate)
+            return work.failed(stale, timings, draft)
         if inline:
             return await self._judge(work, draft)
         return Generated(payload=draft.model_dump_json().encode())
+
+    async def _stale(self, work: _Work, trajectory: Trajectory) -> StaleError | None:
+        """Tell whether it was sampled by weights that are too old for its run by now."""
+        spec = work.place.spec
+        if spec.freshness is None:
+            return None
+        newest, oldest = await self._newest(spec), _oldest(trajectory, work.weights)
+        allowed = spec.freshness.max_staleness
+        if newest is None or oldest >= newest.version - allowed:
+            return None
+        return StaleError(
+            f"weights of version {oldest} sampled it, and when it was done the newest were of version "
+            f"{newest.version}: more than max_staleness ({allowed}) ahead"
+        )
 
     async def _verify(self, work: _Work) -> Outcome:
         return await self._judge(work, Draft.model_validate_json(work.sample.payload or b""))
@@ -127,10 +154,11 @@ class Stages:
         failure: GymQueueError | None = None
         verdict = Verdict(reward=None)
         try:
-            async with work.deadline(place.spec.limits.verify_timeout, "verifying") as seconds:
-                self._watch(seconds)
-                environment = self._environment(place.example.environment)
-                verdict = await _call_verifier(environment, place, draft)
+            with step(doing := "verifying"):
+                async with work.deadline(place.spec.limits.verify_timeout, doing) as seconds:
+                    self._watch(seconds)
+                    environment = self._environment(place.example.environment)
+                    verdict = await _call_verifier(environment, place, draft)
         except Exception as error:  # noqa: BLE001 - the same; its row shows what was to be judged
             failure = _understood(error)
         finally:
@@ -141,8 +169,8 @@ class Stages:
             verify_queued=work.waited if work.sample.fence.stage is Stage.VERIFY else None,
             verify=work.elapsed() - begun,
         )
-        if failure is not None:
-            return work.failed(failure, timings, draft)
+        if failure is not None:  # an inline verifier may have: its stage is where it happened
+            return work.failed(failure, timings, draft, Stage.VERIFY)
         return endings.succeeded(place, draft, verdict, timings)
 
 
@@ -152,6 +180,7 @@ class _Work:
     def __init__(self, place: Place, claim: Claim, sample: ClaimedSample, left: float) -> None:
         self.place = place
         self.sample = sample
+        self.weights = claim.weights
         self.waited = max(0.0, claim.claimed_at - sample.queued_at)
         self._claimed_at = claim.claimed_at
         self._left = left
@@ -178,20 +207,31 @@ class _Work:
             accepted_at=self.sample.accepted_at, ended_at=self._claimed_at + self.elapsed(), **stages
         )
 
-    def failed(self, error: GymQueueError, timings: Timings, draft: Draft | None = None) -> Outcome:
-        """Decide between another attempt and the end."""
+    def failed(
+        self, error: GymQueueError, timings: Timings, draft: Draft | None = None, stage: Stage | None = None
+    ) -> Outcome:
+        """Decide between another attempt and the end, as a failure of ``stage``, else of the fence's."""
         place, fence, failures = self.place, self.sample.fence, self.sample.failures + 1
         failure_class = error.failure_class
         sentence = str(error).encode(errors="replace").decode()  # it may quote what no file can hold
         delay = retry_delay(failure_class, failures, place.spec.limits, jitter=random.random())
         if delay is not None:
-            name = rollout_id(place.spec.run_id, place.example_index, place.sample_index)
-            _log.info("rollout %s attempt %d: %s; next in %.1f s", name, fence.attempt, sentence, delay)
+            _log.info("the attempt failed: %s; next in %.1f s", sentence, delay)
             return Retry(delay=delay, reason=sentence)
-        # An inline verifier may be what failed: the failure's stage is where it happened.
-        stage = Stage.VERIFY if draft else fence.stage
-        failure = Failure(failure_class=failure_class, stage=stage, error=sentence)
+        _log.info("failed as %s: %s", failure_class, sentence)
+        failure = Failure(failure_class=failure_class, stage=stage or fence.stage, error=sentence)
         return endings.failed(place, failure, fence.attempt, timings, draft)
+
+
+def _oldest(trajectory: Trajectory, claimed: Weights | None) -> int:
+    """Return the version of the oldest weights that sampled a token; where no token shows it, of those that
+    were claimed with it: none older were used.
+    """
+    tokens = trajectory.tokens
+    if tokens is not None and any(tokens.loss_mask):
+        masked = zip(tokens.weight_version, tokens.loss_mask, strict=True)
+        return min(version for version, is_sampled in masked if is_sampled)
+    return claimed.version if claimed is not None else 0
 
 
 def _check_readable(sample: ClaimedSample) -> None:

@@ -17,6 +17,7 @@ from gym_queue.deadline import Deadline
 from gym_queue.environments.base import Observation
 from gym_queue.errors import EnvironmentFailedError, GymQueueError
 from gym_queue.records import Trajectory, Usage
+from gym_queue.telemetry.story import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,13 +75,14 @@ async def _converse(world: _World, engine: Engine, spec: RunSpec, ordinal: int) 
         if not observation.messages:
             msg = "the environment gave the model nothing to answer and did not end the rollout"
             raise EnvironmentFailedError(msg)
-        completion = await engine.generate(
-            tuple(messages),
-            sampling=spec.sampling,
-            seed=call_seed(spec.sampling.seed, ordinal, turn),
-            tools=tools,
-            prefix=log.prefix,
-        )
+        with step("model"):
+            completion = await engine.generate(
+                tuple(messages),
+                sampling=spec.sampling,
+                seed=call_seed(spec.sampling.seed, ordinal, turn),
+                tools=tools,
+                prefix=log.prefix,
+            )
         turn += 1
         messages.append(completion.message)
         log.append(completion)
@@ -138,10 +140,11 @@ class _World:
         """Call a method of the environment, plain or async, within its time."""
         late = f"the environment's {name} took longer than tool_timeout ({self._seconds:g} s)"
         try:
-            answer = method(self._example, self._session, *arguments)
-            if inspect.isawaitable(answer):
-                async with Deadline(self._seconds, late):
-                    answer = await answer
+            with step(name):
+                answer = method(self._example, self._session, *arguments)
+                if inspect.isawaitable(answer):
+                    async with Deadline(self._seconds, late):
+                        answer = await answer
         except GymQueueError:
             raise
         except Exception as error:

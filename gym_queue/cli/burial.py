@@ -39,6 +39,8 @@ async def hand_back_of_the_dead(
     count.
     """
     for lease in await ledger.leases():
+        if lease.is_server:
+            continue
         pid = int(lease.info.get("pid", 0))  # it may have claimed before it said who it is
         if living is None and (lease.info.get("machine") != machine() or is_running(pid)):
             continue

@@ -18,15 +18,16 @@ from gym_queue.cli.configuration import load_settings
 from gym_queue.cli.interrupts import Interrupts
 from gym_queue.cli.job import prepare
 from gym_queue.cli.progress import open_view
-from gym_queue.cli.status import INTERRUPTED, OK, PROGRAM, SOME_FAILED, say
+from gym_queue.cli.status import INTERRUPTED, OK, PROGRAM, SOME_FAILED, WRONG_USE, say
 from gym_queue.cli.summary import summary
 from gym_queue.coordinator.metrics import write_metrics
 from gym_queue.coordinator.run import Cancelled, Coordinator, Interrupted
 from gym_queue.coordinator.sidework import beside
 from gym_queue.embedded.stack import EmbeddedStack
-from gym_queue.errors import GymQueueError, LedgerError, StorageError
+from gym_queue.errors import GymQueueError, LedgerError, StorageError, UsageError
 from gym_queue.maintenance.cancel import cancel_run
 from gym_queue.telemetry.logging import configure
+from gym_queue.telemetry.secrets import secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,8 +52,9 @@ def execute(options: Options) -> int:
     Raises:
         GymQueueError: no rollout was started; the sentence says why.
     """
-    settings = load_settings(concurrency=options.concurrency)
-    configure(settings.log_level if "log_level" in settings.model_fields_set else "WARNING", PROGRAM)
+    settings = load_settings(concurrency=options.concurrency, head_server_url=options.head)
+    level = settings.log_level if "log_level" in settings.model_fields_set else "WARNING"
+    configure(level, PROGRAM, form=settings.log_format, secrets=secrets_of(settings))
     job = prepare(options, settings)
     with job.archive:
         try:
@@ -65,6 +67,9 @@ def execute(options: Options) -> int:
         except GymQueueError as error:
             if not job.started:
                 raise
+            if job.head and isinstance(error, UsageError):  # with this input there is no going on
+                say(f"{error}; {_kept(job)}")
+                return WRONG_USE
             say(f"{error}; {_close_early(job)}")
             return SOME_FAILED
     for folder in ("redis", "payloads"):  # all they knew is in the files now
@@ -72,7 +77,8 @@ def execute(options: Options) -> int:
     for line in summary(metrics, job.paths):
         click.echo(line)
     if cancelled:
-        say(f"cancelled: {_kept(job)}. Do what was never begun with: {job.options.continuation}")
+        rest = "" if job.head else f". Do what was never begun with: {job.options.continuation}"
+        say(f"cancelled: {_kept(job)}{rest}")
     return SOME_FAILED if cancelled or metrics.rollouts.failed or metrics.rollouts.cancelled else OK
 
 
@@ -82,7 +88,8 @@ def _close_early(job: Job) -> str:
         _write_metrics(job, job.metrics.snapshot(), complete=False)
     except StorageError as error:
         _log.info("no metrics of the unfinished run: %s", error)  # the files they come from are what counts
-    return f"nothing that had ended is lost: {_kept(job)}. Go on with: {job.options.continuation}"
+    there = f"the run goes on at {job.head}; " if job.head and job.started else ""
+    return f"{there}nothing that had ended is lost: {_kept(job)}. Go on with: {job.options.continuation}"
 
 
 def _kept(job: Job) -> str:
@@ -99,15 +106,26 @@ def _collect(job: Job) -> tuple[RunMetrics, bool]:
     """Do what is left to do; return the metrics, and whether the run was cancelled meanwhile."""
     if job.archive.count == job.total:
         job.started = True
-        if "redis_url" in job.settings.model_fields_set:
+        if "redis_url" in job.settings.model_fields_set and not job.head:
             asyncio.run(_forget(job))
         return job.metrics.snapshot(accepted=job.total), False
+    if job.head:
+        return _collect_from_head(job)
     work = f"{job.source.count} examples x {job.spec.samples} samples with {job.spec.model}"
     own = job.options.workers or job.options.verifiers
     where = f"logs are in {job.paths.run_dir / 'logs'}" if own else "no worker is started here"
     say(f"{work}; {where}")
     try:
         return asyncio.run(_run(job)), False
+    except Cancelled:
+        return job.metrics.snapshot(accepted=job.archive.count), True
+
+
+def _collect_from_head(job: Job) -> tuple[RunMetrics, bool]:
+    from gym_queue.cli import following  # noqa: PLC0415 - aiohttp loads slowly
+
+    try:
+        return following.collect(job), False
     except Cancelled:
         return job.metrics.snapshot(accepted=job.archive.count), True
 

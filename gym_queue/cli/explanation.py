@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 KIND_OF_STAGE = {Stage.GENERATE: "gpu", Stage.VERIFY: "cpu"}
 """Which workers serve a stage, by the kind that their leases name."""
 
-SILENT_AFTER = 2.5
-"""Heartbeats. A worker that has missed two is called silent; one may be late."""
-
 _STAGE_OF_WAITING = {state: stage for stage, state in WAITING_STATE.items()}
 _STAGE_OF_RUNNING = {state: stage for stage, state in RUNNING_STATE.items()}
 _LONGEST_REASON = 300
@@ -45,7 +42,7 @@ class Pace(Record):
 
     def is_silent(self, lease: Lease) -> bool:
         """Tell whether a worker has missed more than one heartbeat."""
-        return lease.age > SILENT_AFTER * self.heartbeat_interval
+        return lease.is_silent(self.heartbeat_interval)
 
 
 class Scene(Record):

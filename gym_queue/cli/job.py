@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gym_queue import assembly
+from gym_queue.cli import remote
 from gym_queue.cli.status import say
 from gym_queue.coordinator import manifest
 from gym_queue.coordinator.archive import Archive, paths
+from gym_queue.coordinator.limits import limits_of
 from gym_queue.coordinator.manifest import Manifest
 from gym_queue.coordinator.metrics import Metrics
 from gym_queue.coordinator.source import EnvironmentSource, JsonlSource
 from gym_queue.errors import UsageError
-from gym_queue.records import Limits, RunSpec, Sampling
-from gym_queue.settings import Settings
+from gym_queue.records import RunSpec, Sampling
 
 if TYPE_CHECKING:
     from gym_queue.cli.options import Options
     from gym_queue.coordinator.archive import OutputPaths
     from gym_queue.coordinator.source import Source
+    from gym_queue.settings import Settings
 
 
 @dataclass
@@ -36,12 +38,18 @@ class Job:
     spec: RunSpec
     archive: Archive
     metrics: Metrics
+    manifest: Manifest
     started: bool = False
 
     @property
     def total(self) -> int:
         """Rollouts of the run."""
         return self.source.count * self.spec.samples
+
+    @property
+    def head(self) -> str:
+        """The head whose fleet does it; empty: it is done here."""
+        return self.manifest.head
 
     @property
     def paths(self) -> OutputPaths:
@@ -55,12 +63,24 @@ def prepare(options: Options, settings: Settings) -> Job:
     Raises:
         GymQueueError: the run is not possible; nothing was started.
     """
-    _check_fleet(options, settings)
-    source = _open_source(options)
-    assembly.check_model(options.model, settings)
+    head = settings.head_server_url
+    if head:
+        remote.check(options)
+        source = remote.open_source(options)
+    else:
+        _check_fleet(options, settings)
+        source = _open_source(options)
+        assembly.check_model(options.model, settings)
     earlier = manifest.read(paths(options.output).run_dir) if options.resume else None
     spec = _spec(options, settings, source, earlier)
-    now = Manifest(spec=spec, examples=source.count, command=options.plain_command, directory=str(Path.cwd()))
+    now = Manifest(
+        spec=spec,
+        examples=source.count,
+        command=options.plain_command,
+        directory=str(Path.cwd()),
+        head=head,
+        key=(earlier.key if earlier else spec.run_id) if head else "",
+    )
     _check_same(options, now, earlier)
     metrics = Metrics(options.samples)
     archive = Archive(options.output, options.samples).open(
@@ -73,7 +93,7 @@ def prepare(options: Options, settings: Settings) -> Job:
         raise
     for note in archive.notes:
         say(note)
-    return Job(options, settings, source, spec, archive, metrics)
+    return Job(options, settings, source, spec, archive, metrics, now)
 
 
 def _check_fleet(options: Options, settings: Settings) -> None:
@@ -119,17 +139,10 @@ def _spec(options: Options, settings: Settings, source: Source, earlier: Manifes
             max_tokens=options.max_tokens,
             seed=options.seed,
         ),
-        limits=_limits(settings),
+        limits=remote.limits(settings) if settings.head_server_url else limits_of(settings),
         priority=options.priority,
         input_fingerprint=source.fingerprint,
         output=f"{platform.node()}:{options.output.absolute()}",
-    )
-
-
-def _limits(settings: Settings) -> Limits:
-    """Return the limits of a run: the settings of the same names."""
-    return Limits(
-        **{name: getattr(settings, name) for name in Limits.model_fields if name in Settings.model_fields}
     )
 
 
@@ -142,6 +155,13 @@ def _check_same(options: Options, now: Manifest, earlier: Manifest | None) -> No
             msg = f"{where.rows} cannot be continued: {where.run_dir} does not say what run it belongs to"
             raise UsageError(msg)
         return
+    if bool(earlier.head) != bool(now.head):
+        msg = (
+            f"{where.rows} is of a run at the head {earlier.head}: continue it with --head {earlier.head}"
+            if earlier.head
+            else f"{where.rows} is of a run on this machine: continue it without --head and HEAD_SERVER_URL"
+        )
+        raise UsageError(msg)
     if different := manifest.differences(earlier, now):
         msg = f"{where.rows} cannot be continued with these settings: {'; '.join(different)}"
         raise UsageError(msg)

@@ -55,13 +55,29 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, and who knows of it: a ledger that it stands in, its files, or both."""
+    """A run, and who knows of it: a ledger that it stands in, its files, or both.
+
+    ``headed``: the run is a head's (``gym_queue.head``), of which nobody asks whether a coordinator is at
+    work: whoever leads the heads is. ``waiting_for`` is a sentence while such a run cannot begin.
+    """
 
     run_id: str
     settings: Settings
     ledger: Ledger | None = None
     status: RunStatus | None = None
     files: Files | None = None
+    headed: bool = False
+    waiting_for: str | None = None
+
+    @property
+    def examples(self) -> int | None:
+        """How many examples the run has; ``None`` where its files cannot be seen."""
+        return self.files.manifest.examples if self.files else None
+
+    @property
+    def coordinated(self) -> bool | None:
+        """Whether a coordinator is at work on the run; ``None`` where that cannot be seen."""
+        return None if self.headed or self.files is None else self.files.coordinated
 
     def standing(self) -> tuple[Ledger, RunStatus]:
         """Return the ledger that the run stands in, and what it says.

@@ -6,11 +6,14 @@ import sys
 
 import click
 
+from gym_queue.cli.doctor import doctor
 from gym_queue.cli.flags import VERSION
+from gym_queue.cli.head import head
 from gym_queue.cli.overview import status, workers
 from gym_queue.cli.rollouts import cancel, why
 from gym_queue.cli.runs import runs
 from gym_queue.cli.status import INTERRUPTED, OPERATOR, WRONG_USE, say
+from gym_queue.cli.up import up
 from gym_queue.errors import GymQueueError
 
 _EPILOG = """\
@@ -45,7 +48,7 @@ def main() -> None:
     """See what runs, rollouts and workers do, and steer them."""
 
 
-for command in (why, cancel, runs, workers, status):
+for command in (why, cancel, runs, workers, status, doctor, head, up):
     main.add_command(command)
 
 

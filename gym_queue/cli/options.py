@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """The flags. ``command`` are the arguments as they were typed."""
+    """The flags. ``command`` are the arguments as they were typed, ``given`` the flags among them by name."""
 
     input: Path | None
     model: str
@@ -37,6 +37,7 @@ class Options:
     verifiers: int
     retry: str | None = None
     command: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
 
     def check(self) -> None:
         """Refuse flags that do not go together.
@@ -44,12 +45,6 @@ class Options:
         Raises:
             UsageError: one sentence.
         """
-        if self.head is not None:
-            msg = (
-                "submitting to a head is not possible in this version: "
-                "leave out --head and unset HEAD_SERVER_URL to run on this machine"
-            )
-            raise UsageError(msg)
         if self.input is not None and self.size is not None:
             msg = "--size is for an environment's own examples; INPUT is shortened with --limit"
             raise UsageError(msg)

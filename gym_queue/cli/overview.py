@@ -49,7 +49,11 @@ def status(output: Path | None) -> None:
 
 async def _leases(settings: Settings, output: Path | None) -> list[Lease]:
     async with connected(with_redis_of(settings, output)) as ledger:
-        return await ledger.leases()
+        return await _workers(ledger)
+
+
+async def _workers(ledger: Ledger) -> list[Lease]:
+    return [lease for lease in await ledger.leases() if not lease.is_server]
 
 
 def as_lines(leases: Sequence[Lease], pace: Pace) -> Iterator[str]:
@@ -89,7 +93,7 @@ async def _show(settings: Settings, output: Path | None) -> None:
 
 async def _screen(settings: Settings, ledger: Ledger) -> AsyncIterator[str]:
     yield f"Redis at {without_password(settings.redis_url)} answers"
-    standing, leases = await ledger.runs(), await ledger.leases()
+    standing, leases = await ledger.runs(), await _workers(ledger)
     pace = Pace.of(settings)
     silent = sum(pace.is_silent(lease) for lease in leases)
     fleet = f"{count(len(leases), 'worker')}" + (f" ({silent:,} silent)" if silent else "")

@@ -17,7 +17,8 @@ from gym_queue.cli.rows import lines_of
 from gym_queue.cli.wording import columns, count, cut
 from gym_queue.errors import UsageError
 from gym_queue.maintenance.cancel import cancel_run
-from gym_queue.records import RunState, Stage
+from gym_queue.maintenance.publication import offer_waiting
+from gym_queue.records import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,6 @@ _HEAD = (
 )
 _HEALED = ("retried", "lost", "refused", "republished", "dropped")
 _LONGEST_MODEL = 40
-_MOST_TICKETS = 100_000
 
 
 @click.group(invoke_without_command=True)
@@ -202,8 +202,7 @@ async def _resume(settings: Settings, run: str) -> str:
             raise UsageError(msg)
         broker = assembly.make_broker(subject.settings)
         try:
-            _, waiting = await ledger.waiting(Stage.GENERATE, 0.0, _MOST_TICKETS)
-            await broker.publish([ticket for ticket in waiting if ticket.run_id == subject.run_id])
+            await offer_waiting(ledger, broker, subject.run_id)
         finally:
             await broker.close()
     idle = subject.files is not None and subject.files.coordinated is False

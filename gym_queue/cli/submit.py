@@ -16,6 +16,9 @@ _EPILOG = """\
 MODEL is http(s)://.../v1 (an OpenAI-compatible endpoint), hf:PATH_OR_NAME (transformers, in the worker) or
 stub: (for tests). ENVIRONMENT is rows (the default for INPUT), reasoning_gym:DATASET or python:MODULE:CLASS.
 
+With --head or HEAD_SERVER_URL, the fleet of that head does the work: nothing is started here, and Ctrl-C
+stops following the run, which goes on there; --resume follows it again.
+
 With GYM_QUEUE_REDIS_URL set, every worker on that Redis does its share; --workers 0 --verifiers 0 starts none
 here.
 
@@ -55,7 +58,10 @@ class _Remembering(click.Command):
     help="With --resume: do the failed rollouts of these classes again (infrastructure, timeout, ...).",
 )
 @click.option(
-    "--head", envvar="HEAD_SERVER_URL", metavar="URL", help="A running head to submit to (not yet possible)."
+    "--head",
+    envvar="HEAD_SERVER_URL",
+    metavar="URL",
+    help="Let the fleet of this head do the work, and write its rows here.",
 )
 @click.option("--limit", type=_COUNT, help="Use only so many examples.")
 @click.option(
@@ -83,7 +89,7 @@ def main(context: click.Context, /, **flags: object) -> None:
     Fields that we do not know are kept and come back. Without INPUT, --environment and --size make examples.
     """
     try:
-        options = Options(**flags, command=context.meta[__name__])  # type: ignore[arg-type]
+        options = Options(**flags, command=context.meta[__name__], given=_given(context))  # type: ignore[arg-type]
         options.check()
         from gym_queue.cli.execution import execute  # noqa: PLC0415 - heavy: all else hangs on it
 
@@ -95,6 +101,12 @@ def main(context: click.Context, /, **flags: object) -> None:
         say("interrupted before anything was started")
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _given(context: click.Context) -> frozenset[str]:
+    """Return the names of the flags that were typed."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    return frozenset(name for name in context.params if context.get_parameter_source(name) is typed)
 
 
 if __name__ == "__main__":

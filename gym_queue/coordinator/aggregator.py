@@ -5,37 +5,44 @@ them.
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 from gym_queue.coordinator.patience import patiently
-from gym_queue.errors import DiskFullError
+from gym_queue.coordinator.room import once_there_is_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gym_queue.coordinator.archive import Archive
+    from gym_queue.coordinator.delivery import Delivery
     from gym_queue.coordinator.metrics import Metrics
     from gym_queue.ledger.base import Event, Ledger
 
-_log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 1000
 _WAIT = 1.0
+_SHORT_WAIT = 0.05
 _LINGER = 0.02
 """Seconds between two batches, so that several rows share a sync of the disk, which costs more than a row."""
 
-_FULL_DISK_PAUSE = 1.0
-"""Seconds between two looks whether a full disk has room again."""
-
 
 class Aggregator:
-    """Aggregates one run, until the archive holds ``total`` rollouts.
+    """Aggregates one run, until all of it is ``done``.
 
     A crash between archive and acknowledgement brings the batch back; the archive knows what it holds and
     writes it once. A full disk is waited for: what is not acknowledged fills the window, and nothing new is
     begun.
+
+    Args:
+        ledger: where ended rollouts come from.
+        run_id: the run.
+        archive: where they go.
+        metrics: counts them.
+        done: whether nothing more will come.
+        restless: whether that may change without a batch, so that it is asked again soon.
+        delivery: decides groups of what is on the disk, before that is acknowledged.
+        on_batch: called after each batch.
 
     Attributes:
         stopped: set it when no more will come.
@@ -48,14 +55,18 @@ class Aggregator:
         run_id: str,
         archive: Archive,
         metrics: Metrics,
-        total: int,
+        done: Callable[[], bool],
+        restless: Callable[[], bool],
+        delivery: Delivery,
         on_batch: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._run_id = run_id
         self._archive = archive
         self._metrics = metrics
-        self._total = total
+        self._done = done
+        self._restless = restless
+        self._delivery = delivery
         self._on_batch = on_batch
         self.stopped = False
 
@@ -63,8 +74,8 @@ class Aggregator:
         """Aggregate to the end. Raises ``StorageError`` if the archive cannot be written, for other reasons
         than a full disk; nothing is acknowledged then.
         """
-        while self._archive.count < self._total and not self.stopped:
-            if await self.step(_WAIT) < _LARGEST_BATCH:
+        while not self._done() and not self.stopped:
+            if await self.step(_SHORT_WAIT if self._restless() else _WAIT) < _LARGEST_BATCH:
                 await asyncio.sleep(_LINGER)
 
     async def step(self, wait: float) -> int:
@@ -72,35 +83,18 @@ class Aggregator:
         events = await patiently(partial(self._ledger.events, self._run_id, "", _LARGEST_BATCH, wait))
         if not events:
             return 0
-        await self._store_once_there_is_room(events)
+        await self._delivery.look()
+        await self.store(events)
         await patiently(partial(self._ledger.acknowledge, self._run_id, events[-1].position))
         self._on_batch()
         return len(events)
 
-    async def _store_once_there_is_room(self, events: Sequence[Event]) -> None:
-        said = False
-        while True:
-            try:
-                await self._store_whole(events)
-            except DiskFullError as error:
-                if not said:
-                    _log.warning("the run pauses: %s; it goes on by itself when there is room", error)
-                    said = True
-                await asyncio.sleep(_FULL_DISK_PAUSE)
-            else:
-                if said:
-                    _log.warning("the run goes on: there is room again")
-                return
-
-    async def _store_whole(self, events: Sequence[Event]) -> None:
-        """Store a batch. Who cancels this closes the archive next, so it ends when its thread does."""
-        storing = asyncio.create_task(self._store(events))
-        try:
-            await asyncio.shield(storing)
-        except asyncio.CancelledError:
-            await asyncio.gather(storing, return_exceptions=True)  # what failed is not acknowledged
-            raise
+    async def store(self, events: Sequence[Event]) -> None:
+        """Store a batch, once there is room."""
+        await once_there_is_room(partial(self._store, events))
 
     async def _store(self, events: Sequence[Event]) -> None:
-        for event in await asyncio.to_thread(self._archive.append, events):
+        fresh = await asyncio.to_thread(self._archive.append, events)
+        for event in fresh:
             self._metrics.add(event.summary)
+        await self._delivery.stored(fresh)

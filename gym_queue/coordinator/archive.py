@@ -21,7 +21,14 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from gym_queue.coordinator.rows import is_broken_json, read_summary, reason, withdraw
-from gym_queue.durable import refusal, replacement, storage_errors, sync_directory, temporary_of
+from gym_queue.durable import (
+    refusal,
+    replacement,
+    storage_errors,
+    sync_directory,
+    temporary_of,
+    write_all,
+)
 from gym_queue.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +83,16 @@ def is_being_written(run_dir: Path) -> bool | None:
         return False
     finally:
         os.close(lock)
+
+
+class Place(NamedTuple):
+    """Where a row lies: in which file (0: succeeded, 1: others), from which byte, how many without the end of
+    its line.
+    """
+
+    which: int
+    offset: int
+    length: int
 
 
 @dataclass(slots=True)
@@ -171,6 +188,30 @@ class Archive:
         """Return the sample indices of an example that the files hold, in order."""
         first = example_index * self.samples
         return [sample for sample in range(self.samples) if self.is_done(first + sample)]
+
+    @property
+    def examples(self) -> int:
+        """One more than the highest index of an example of which the files hold a sample."""
+        return -(-len(self._places) // self.samples)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Bytes of the two files that are on disk: rows of succeeded rollouts, and of others."""
+        return self._files[0].length, self._files[1].length
+
+    def place(self, example_index: int, sample_index: int) -> tuple[int, int]:
+        """Return in which file a row lies, and from which byte. The files must hold it."""
+        which_and_offset = self._places[example_index * self.samples + sample_index] - 1
+        return which_and_offset & 1, which_and_offset >> 1
+
+    def read(self, example_index: int, sample_index: int) -> tuple[Place, bytes]:
+        """Read a row, without the end of its line. The files must hold it. Raises ``StorageError``."""
+        which, offset = self.place(example_index, sample_index)
+        path = self._files[which].path
+        with storage_errors(f"{path} cannot be read"), path.open("rb") as rows:
+            rows.seek(offset)
+            row = rows.readline().removesuffix(b"\n")
+        return Place(which, offset, len(row)), row
 
     def append(self, events: Sequence[Event]) -> list[Event]:
         """Write the rows of events that are not in the files yet; they are on disk when this returns.
@@ -315,7 +356,7 @@ class Archive:
             touched = [(file, batch) for file, batch in zip(self._files, batches, strict=True) if batch]
             for file, batch in touched:
                 writing = file.path
-                _write_all(file.descriptor, b"\n".join([*batch, b""]))
+                write_all(file.descriptor, b"\n".join([*batch, b""]))
             for file, _ in touched:
                 writing = file.path
                 os.fdatasync(file.descriptor)
@@ -355,10 +396,3 @@ class Archive:
             for offset in self._offsets(which):
                 rows.seek(offset)
                 ordered.write(rows.readline())
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    """Write all of ``data``; a disk that fills up takes a part first and fails on the rest."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from gym_queue.api import RunRequest
 from gym_queue.durable import replacement, storage_errors
 from gym_queue.errors import UsageError
 from gym_queue.records import Freshness, Record, RunSpec
@@ -20,13 +21,19 @@ class Manifest(Record):
     """Identity of a run: its settings and input (``spec.input_fingerprint``), ``examples`` rows long.
 
     ``command`` are the arguments of the command as they were given, without ``--resume`` and ``--retry``, and
-    ``directory`` is the folder that they were given in; both may change between resumes.
+    ``directory`` is the folder that they were given in; both may change between resumes. ``request`` is what
+    the head was asked for: then ``examples`` are those of a mix, or 0 where they are appended. ``head`` is
+    where a run is done that is not done here, ``key`` under which it was submitted there; until the head has
+    answered, its run id is that key too.
     """
 
     spec: RunSpec
     examples: int
     command: tuple[str, ...] = ()
     directory: str = ""
+    request: RunRequest | None = None
+    head: str = ""
+    key: str = ""
 
 
 def write(run_dir: Path, manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from gym_queue.durable import replacement, storage_errors
-from gym_queue.records import FailureClass, Summary, Timings, Usage
+from gym_queue.records import FailureClass, Summary, Timings, Tokens, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,7 +39,7 @@ class _ArchivedRow(BaseModel):
 
 
 def read_summary(line: bytes) -> Summary:
-    """Rebuild from an output row the summary that came with it.
+    """Rebuild from an output row the summary that came with it, but for the version of its weights.
 
     Raises:
         pydantic.ValidationError: the line is not an output row.
@@ -47,6 +47,25 @@ def read_summary(line: bytes) -> Summary:
     row = _ArchivedRow.model_validate_json(line)
     known = {name: value for name, value in row.metrics.items() if value is not None}
     return Summary(**{**dict(row), "metrics": known})
+
+
+class _SampledRow(BaseModel):
+    """The part of an output row that says which weights sampled it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    trajectory: Tokens | None = None
+
+
+def read_weight_version(line: bytes) -> int | None:
+    """Return what ``Summary.weight_version`` says, which ``read_summary`` leaves out: it costs a look at
+    every token.
+
+    Raises:
+        pydantic.ValidationError: the line is not an output row.
+    """
+    tokens = _SampledRow.model_validate_json(line).trajectory
+    return tokens.oldest_version if tokens else None
 
 
 def withdraw(failures: Path, classes: Collection[str]) -> Counter[str]:

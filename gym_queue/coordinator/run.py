@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gym_queue.coordinator.aggregator import Aggregator
+from gym_queue.coordinator.delivery import Delivery
 from gym_queue.coordinator.feeder import Feeder
 from gym_queue.coordinator.metrics import Healed
 from gym_queue.coordinator.patience import patiently
@@ -16,20 +17,24 @@ from gym_queue.coordinator.sidework import beside
 from gym_queue.coordinator.window import Window
 from gym_queue.errors import GymQueueError, LedgerError
 from gym_queue.records import Record, RunState, Stage
+from gym_queue.telemetry.story import speak_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from gym_queue.coordinator.archive import Archive
+    from gym_queue.coordinator.groups import Groups
     from gym_queue.coordinator.metrics import Metrics, RunMetrics
+    from gym_queue.coordinator.progress import ProgressFile
     from gym_queue.coordinator.source import Source
     from gym_queue.ledger.base import Ledger
     from gym_queue.pipeline import Publisher
-    from gym_queue.records import RunSpec, RunStatus, Ticket
+    from gym_queue.records import RunSpec, Ticket
 
 _log = logging.getLogger(__name__)
 
 _DUE_INTERVAL = 0.5
+_ENDING_INTERVAL = 0.02
 _LARGEST_BATCH = 1000
 
 
@@ -66,9 +71,17 @@ class Coordinator:
         window: how many rollouts may be open at once; ``None``: as many as fit the fleet.
         on_progress: called after each batch of ended rollouts, and every half second.
         cancel: ends what is still open of this run, which was cancelled.
+        groups: decides groups, open; ``None``: nobody asks for groups.
+        cancel_samples: ends the open samples of some examples, given by index with the reasons. Groups need
+            it.
+        progress: says how far the run is to those who read its files meanwhile. With it, a run that was
+            paused stays so.
+        paused: tells whether the run is to be paused where the ledger does not know it (any more).
+        on_end: awaited with the metrics and the final state when all has been written, before anybody is told
+            that the run is over.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run is made of, one keyword each
         self,
         *,
         ledger: Ledger,
@@ -80,6 +93,11 @@ class Coordinator:
         window: int | None,
         on_progress: Callable[[Progress], None],
         cancel: Callable[[], Awaitable[object]],
+        groups: Groups | None = None,
+        cancel_samples: Callable[[Mapping[int, str]], Awaitable[object]] | None = None,
+        progress: ProgressFile | None = None,
+        paused: Callable[[], Awaitable[bool]] | None = None,
+        on_end: Callable[[RunMetrics, RunState], Awaitable[object]] | None = None,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
@@ -90,10 +108,21 @@ class Coordinator:
         self._cancel = cancel
         self._grace = 0.0
         self._interrupted = asyncio.Event()
-        self._status: RunStatus | None = None
         self._cancelled = False
         self._healed_before = Healed()
-        self._total = source.count * spec.samples
+        self._source = source
+        self._paused = paused
+        self._on_end = on_end
+        self._delivery = Delivery(
+            ledger=ledger,
+            spec=spec,
+            source=source,
+            archive=archive,
+            metrics=metrics,
+            groups=groups,
+            progress=progress,
+            cancel_samples=cancel_samples,
+        )
         self._window = Window(ledger, window)
         self._feeder = Feeder(
             ledger=ledger,
@@ -104,19 +133,28 @@ class Coordinator:
             archive=archive,
             window=self._window,
             reopen=self._reopen,
+            allowed=self._delivery.allowed if groups else None,
         )
-        self._aggregator = Aggregator(
-            ledger=ledger,
-            run_id=spec.run_id,
-            archive=archive,
-            metrics=metrics,
-            total=self._total,
+        self._aggregator = self._new_aggregator()
+
+    def _new_aggregator(self) -> Aggregator:
+        return Aggregator(
+            ledger=self._ledger,
+            run_id=self._spec.run_id,
+            archive=self._archive,
+            metrics=self._metrics,
+            done=self._is_done,
+            restless=self._is_restless,
+            delivery=self._delivery,
             on_batch=self._on_batch,
         )
 
     def interrupt(self, grace: float) -> None:
         """Stop pulling; ``run`` raises ``Interrupted`` once what is in flight has ended, after ``grace``
         seconds at the latest.
+
+        This pauses the run, so it is not for one with ``progress``, which would stay so: cancel ``run``, and
+        what is in flight goes on until another coordinator takes over.
         """
         self._grace = grace
         self._interrupted.set()
@@ -141,31 +179,44 @@ class Coordinator:
             for task in (work, stop):
                 task.cancel()
             await asyncio.gather(work, stop, return_exceptions=True)
-        counts = self._metrics.counts()
-        if self._cancelled and counts.succeeded + counts.failed < self._total:
+        if self._was_cut_short():
             raise Cancelled
         return self._metrics.snapshot(accepted=self._archive.count)
 
     async def _work(self) -> None:
         """Open the run, feed and aggregate it to its end, and let the ledger forget it."""
+        speak_of(self._spec.run_id)
+        if self._delivery.decides or self._delivery.reports:
+            await self._delivery.begin()
+            await self._aggregator.store(())
         await patiently(self._open)
-        async with beside(self._feeder.run(), self._watch()) as during:
+        helpers = [self._feeder.run(), self._watch()]
+        if self._delivery.decides:
+            helpers += [self._delivery.trim(), self._end_with_enough()]
+        async with beside(*helpers) as during:
             await during(self._aggregator.run())
         run_id = self._spec.run_id
         await patiently(self._look)
+        final = RunState.CANCELLED if self._was_cut_short() else RunState.ENDED
+        if self._on_end:
+            await self._on_end(self._metrics.snapshot(accepted=self._archive.count), final)
         await patiently(partial(self._ledger.set_run_state, run_id, RunState.ENDED))
+        if self._delivery.reports:  # before the ledger forgets: only it knows that the run was cancelled
+            self._delivery.final = final
+            await self._aggregator.store(())
         await patiently(partial(self._ledger.forget_run, run_id))
 
     async def _open(self) -> None:
         """Open the run, or take up one that stands: then what waits is published again, for nobody knows if
         it was.
         """
-        run_id = (await self._ledger.open_run(self._spec, self._spec.run_id)).run_id
-        if not await self._ledger.set_run_state(run_id, RunState.OPEN):
+        run_id = self._spec.run_id
+        await self._make()
+        if not await self._set_open(run_id):
             status = await self._ledger.run(run_id)
             if status is None or status.state is RunState.ENDED:  # its coordinator died while it forgot it
                 await self._ledger.forget_run(run_id)
-                await self._ledger.open_run(self._spec, run_id)
+                await self._make()
         status = await self._ledger.run(run_id)
         if status is None:
             msg = f"run {run_id} vanished from the ledger"
@@ -174,13 +225,28 @@ class Coordinator:
             for stage in Stage:
                 await self._publisher.publish(await self._waiting(stage))
 
+    async def _make(self) -> None:
+        """Let the ledger know the run, if it does not."""
+        await self._ledger.open_run(self._spec, self._spec.run_id)
+        if self._paused and await self._paused():
+            await self._ledger.set_run_state(self._spec.run_id, RunState.PAUSED)
+
+    async def _set_open(self, run_id: str) -> bool:
+        """Open the run, unless it is paused and goes on by itself: then that was meant. Returns false if it
+        is in a final state.
+        """
+        status = await self._ledger.run(run_id) if self._delivery.reports else None
+        if status is not None and status.state is RunState.PAUSED:
+            return True
+        return await self._ledger.set_run_state(run_id, RunState.OPEN)
+
     async def _reopen(self) -> None:
         """Open a run anew that the ledger has lost (a flush, a failover, a Redis that forgot what it had not
         yet written to its disk). The feeder starts over and leaves out what the archive holds.
         """
         _log.warning("the ledger has lost run %s; it starts over with what the files lack", self._spec.run_id)
         self._healed_before = self._metrics.healed or Healed()
-        await patiently(partial(self._ledger.open_run, self._spec, self._spec.run_id))
+        await patiently(self._make)
 
     async def _waiting(self, stage: Stage) -> list[Ticket]:
         _, tickets = await self._ledger.waiting(stage, 0.0, 2 * await self._window.size())
@@ -213,6 +279,7 @@ class Coordinator:
         while True:
             await patiently(self._look)
             await patiently(partial(self._ledger.count_republished, self._spec.run_id, 0))
+            self._delivery.note()
             self._on_progress(self._progress())
             if self._cancelled:
                 await self._end_cancelled()
@@ -222,7 +289,8 @@ class Coordinator:
 
     async def _look(self) -> None:
         """Take note of how the run stands in the ledger."""
-        self._status = status = await self._ledger.run(self._spec.run_id)
+        status = await self._ledger.run(self._spec.run_id)
+        self._delivery.status = status
         if status is not None:
             healed = Healed(**{name: getattr(status, name) for name in Healed.model_fields})
             self._metrics.healed = self._healed_before + healed
@@ -231,17 +299,52 @@ class Coordinator:
     async def _end_cancelled(self) -> None:
         """Feed no more, end what is open, and stop once the archive holds all of it."""
         self._feeder.stopped = True
-        if self._status is not None and self._status.accepted > self._status.ended:
+        if self._delivery.status is not None and self._delivery.status.accepted > self._delivery.status.ended:
             await patiently(self._cancel)
-        elif self._status is None or self._status.open == 0:
+        elif self._delivery.status is None or self._delivery.status.open == 0:
             self._aggregator.stopped = True
+
+    async def _end_with_enough(self) -> None:
+        """When as many groups are complete as are wanted, feed no more, end what is open, and stop once the
+        archive holds all of it.
+        """
+        await self._delivery.enough.wait()
+        self._feeder.stopped = True
+        self._feeder.room_changed.set()
+        while not self._aggregator.stopped:
+            fed = self._feeder.finished  # asked before the ledger is: it may take in a last step between
+            status = await patiently(partial(self._ledger.run, self._spec.run_id))
+            if status is not None and status.accepted > status.ended:
+                await self._delivery.end_open(_LARGEST_BATCH)
+            elif fed and (status is None or status.open == 0):
+                self._aggregator.stopped = True
+            await asyncio.sleep(_ENDING_INTERVAL)
+
+    def _is_done(self) -> bool:
+        """Tell whether the archive holds everything that there is and will be."""
+        return self._source.closed and self._archive.count >= self._total
+
+    def _is_restless(self) -> bool:
+        """Tell whether the run may end without another row."""
+        return not self._source.closed or self._delivery.enough.is_set()
+
+    def _was_cut_short(self) -> bool:
+        counts = self._metrics.counts()
+        missing = self._total - counts.succeeded - counts.failed
+        more = missing > 0 or not self._source.closed
+        return self._cancelled and more and not self._delivery.enough.is_set()
+
+    @property
+    def _total(self) -> int:
+        """Rollouts of the run, as far as is known."""
+        return self._source.count * self._spec.samples
 
     def _on_batch(self) -> None:
         self._feeder.room_changed.set()
         self._on_progress(self._progress())
 
     def _progress(self) -> Progress:
-        rollouts, status = self._metrics.counts(), self._status
+        rollouts, status = self._metrics.counts(), self._delivery.status
         return Progress(
             total=self._total,
             succeeded=rollouts.succeeded,

@@ -8,31 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from gym_queue.coordinator.example_rows import ExampleRows, id_of, parse
 from gym_queue.errors import UsageError
-from gym_queue.records import Example
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from gym_queue.environments.base import Environment
+    from gym_queue.records import Example
 
-_OURS = frozenset({"id", "environment"})
 _DIGEST_BYTES = 8
 _SEEN_BITS = 26
 """Size of the table that looks for repeated ids: 2**26 bits are 8 MiB, of which short inputs touch little."""
 
 
 class Source(Protocol):
-    """Examples in a fixed order. Reading may block (files, generators): not for an event loop's thread."""
+    """Examples in a fixed order. Reading may block (files, generators): not for an event loop's thread.
+    ``count`` and ``closed`` are asked for often, by one, and must be quick.
+    """
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``count`` will never grow again. Once true, always true."""
+        ...
 
     @property
     def count(self) -> int:
-        """Number of examples."""
+        """Number of examples. While the source is not closed it may grow; it never shrinks."""
         ...
 
     @property
@@ -41,7 +47,9 @@ class Source(Protocol):
         ...
 
     def examples(self, start: int) -> Iterator[Example]:
-        """Yield the examples from index ``start`` on."""
+        """Yield the examples from index ``start`` on: all that ``count`` counts at the first step, and
+        perhaps what comes later.
+        """
         ...
 
 
@@ -63,6 +71,8 @@ class JsonlSource:
         unreadable.
     """
 
+    closed = True
+
     def __init__(
         self,
         path: Path,
@@ -72,11 +82,8 @@ class JsonlSource:
         limit: int | None = None,
     ) -> None:
         self._path = path
-        self._default = default_environment
-        self._find = environments
-        self._known: dict[str, Environment] = {}
+        self._rows = ExampleRows(default_environment, environments)
         self._limit = limit
-        self._environment(default_environment)
         digest = hashlib.sha256(json.dumps(["jsonl", default_environment]).encode())
         self.count = 0
         repeated = _Repeated()
@@ -126,40 +133,16 @@ class JsonlSource:
 
     def _read(self, number: int, line: bytes) -> Example:
         try:
-            return self._example(number, _parse(line))
+            return self._rows.example(number, parse(line))
         except UsageError as error:
             msg = f"{self._path} line {number}: {error}"
             raise UsageError(msg) from error
-
-    def _example(self, number: int, row: dict[str, Any]) -> Example:
-        name = row.get("environment")
-        if name is None:
-            name = self._default
-        elif not isinstance(name, str):
-            msg = f"'environment' must be a name, not {json.dumps(name)}"
-            raise UsageError(msg)
-        environment = self._environment(name)
-        wanted = environment.row_fields
-        rest = {key: value for key, value in row.items() if key not in _OURS}
-        example = Example(
-            id=_id_of(row, number),
-            environment=name,
-            row={key: value for key, value in rest.items() if wanted is None or key in wanted},
-            extra={key: value for key, value in rest.items() if wanted is not None and key not in wanted},
-        )
-        environment.check(example)
-        return example
-
-    def _environment(self, name: str) -> Environment:
-        if name not in self._known:
-            self._known[name] = self._find(name)
-        return self._known[name]
 
     def _refuse_repeated(self, repeated: _Repeated) -> None:
         """Read again and compare the ids that may be repeated themselves, not their digests."""
         first: dict[str, int] = {}
         for number, line in self._lines(0):
-            identity = _id_of(_parse(line), number)
+            identity = id_of(parse(line), number)
             if _digest_of(identity) not in repeated.suspects:
                 continue
             if identity in first:
@@ -183,6 +166,8 @@ class EnvironmentSource:
     Raises:
         UsageError: the environment brings no examples, or refuses the size.
     """
+
+    closed = True
 
     def __init__(
         self, environment: Environment, name: str, *, size: int, seed: int, limit: int | None = None
@@ -235,49 +220,3 @@ class _Repeated:
 
 def _digest_of(identity: str) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=_DIGEST_BYTES).digest(), "big")
-
-
-def _id_of(row: dict[str, Any], number: int) -> str:
-    identity = row.get("id")
-    if identity is None:
-        return f"row-{number}"
-    if isinstance(identity, bool) or not isinstance(identity, str | int | float) or identity == "":
-        msg = f"'id' must be text or a number, not {json.dumps(identity)}"
-        raise UsageError(msg)
-    return str(identity)
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    """Read a line as a JSON object that can be written as JSON in UTF-8 again."""
-    try:
-        text = line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        msg = f"not UTF-8 (byte {error.start + 1} of the line: {error.reason})"
-        raise UsageError(msg) from error
-    try:
-        row = json.loads(text, parse_constant=_no_number, parse_float=_finite)
-        if "\\ud" in text.lower():
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        msg = "not JSON text (half of a surrogate pair)"
-        raise UsageError(msg) from error
-    except json.JSONDecodeError as error:
-        msg = f"not JSON ({error.msg} at column {error.colno})"
-        raise UsageError(msg) from error
-    except (ValueError, RecursionError) as error:
-        msg = f"not JSON that can be used ({error})"
-        raise UsageError(msg) from error
-    if not isinstance(row, dict):
-        msg = f"the row must be a JSON object, not {text[:40]}"
-        raise UsageError(msg)
-    return row
-
-
-def _no_number(text: str) -> float:
-    msg = f"{text} is no JSON number"
-    raise ValueError(msg)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _no_number(text)

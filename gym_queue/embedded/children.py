@@ -56,11 +56,12 @@ def last_words(log: Path, lines: int = 5, since: int = 0) -> str:
     """Return the last lines of a log on one line, for use in a sentence; ``nothing`` if there are none.
 
     Of a Python that crashed, these are the first lines of what its fault handler wrote. What stands before
-    byte ``since`` is from earlier processes.
+    byte ``since`` is from earlier processes, unless the log was emptied meanwhile.
     """
     tail_bytes = 16384
+    size = log.stat().st_size
     with log.open("rb") as source:
-        source.seek(max(since, log.stat().st_size - tail_bytes))
+        source.seek(max(since if since <= size else 0, size - tail_bytes))
         text = source.read().decode(errors="replace")
     found = [line.strip() for line in text.splitlines() if line.strip()]
     crash = max((number for number, line in enumerate(found) if line.startswith(_CRASH)), default=-lines)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from gym_queue import redis_address
+from gym_queue import names, redis_address
 from gym_queue.embedded.redis import OLDEST, version_of
 from gym_queue.errors import RedisAwayError, StackError, UsageError
 from gym_queue.ledger.edge import passes
@@ -63,24 +63,60 @@ async def await_redis(url: str, patience: float = _PATIENCE) -> None:
             return
 
 
-def check_redis(url: str) -> None:
+class Beat(NamedTuple):
+    """When beat last sent what was due, in seconds before now, and from which machine."""
+
+    node: str
+    age: float
+
+
+def check_redis(url: str) -> dict[str, Any]:
     """Check that the Redis at ``url`` answers, lets us in, is new enough and forgets nothing when it is full.
+
+    Returns what its INFO says.
 
     Raises:
         RedisAwayError: it does not answer; this and the others are one sentence, without the URL's password.
         StackError: it answers, and will not do.
     """
+    with _open(url) as client:
+        info = _info(client, url)
+    _refuse_unfit(without_password(url), info)
+    return info
+
+
+def clock_ahead(url: str) -> float:
+    """Return by how many seconds the clock of Redis is ahead of this machine's. Raises as ``check_redis``."""
+    with _open(url) as client:
+        _info(client, url)
+        before = time.time()
+        seconds, microseconds = client.time()
+        return float(seconds + microseconds / 1e6 - (before + time.time()) / 2)
+
+
+def last_beat(url: str) -> Beat | None:
+    """Return when beat last sent what was due; ``None`` if that is days ago. Raises as ``check_redis``."""
+    with _open(url) as client:
+        _info(client, url)
+        node: Any = client.get(names.beat_key())
+        left = client.pttl(names.beat_key())
+    return None if node is None else Beat(node.decode(), names.BEAT_REMEMBERED - left / 1000)
+
+
+@contextlib.contextmanager
+def _open(url: str) -> Iterator[Redis]:
     shown = without_password(url)
     try:
-        address = redis_address.parse(url)
-        with _client(address) as client:
-            info = _info(client, url)
+        with _client(redis_address.parse(url)) as client:
+            yield client
     except UsageError as error:
         raise StackError(str(error)) from error
     except ValueError as error:
         msg = f"the Redis URL {shown} cannot be used: {error}"
         raise StackError(msg) from error
-    _refuse_unfit(shown, info)
+    except RedisError as error:
+        msg = f"the Redis at {shown} does not answer: {error}"
+        raise (RedisAwayError if passes(error) else StackError)(msg) from error
 
 
 @contextlib.contextmanager
@@ -113,9 +149,6 @@ def _info(client: Redis, url: str) -> dict[str, Any]:
     except MasterNotFoundError as error:
         msg = f"the Sentinels of {shown} know no such master, or none that lives: {error}"
         raise RedisAwayError(msg) from error
-    except RedisError as error:
-        msg = f"the Redis at {shown} does not answer: {error}"
-        raise (RedisAwayError if passes(error) else StackError)(msg) from error
     return info
 
 

@@ -21,7 +21,7 @@ from gym_queue.settings import environment
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -48,6 +48,9 @@ _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
 _WITHOUT_LEASE = frozenset({"redis", "beat"})
 
+_TIME_FOR_SERVICES = 8.0
+"""Seconds that services have to end what they are answering, before the workers are told to end."""
+
 
 class Part(Protocol):
     """A process of the stack."""
@@ -59,8 +62,8 @@ class Part(Protocol):
         """Start it, again if it ended."""
 
 
-class CeleryPart:
-    """A Celery worker, or beat."""
+class CommandPart:
+    """A Celery worker, beat, or a service."""
 
     def __init__(self, argv: list[str], log: Path, variables: Mapping[str, str]) -> None:
         self.argv = argv
@@ -122,17 +125,26 @@ class EmbeddedStack:
     ``redis_url`` is left alone where the user set it; otherwise a Redis of our own starts in
     ``run_dir/redis``, with what an earlier command left there, or without if ``fresh``, and what is too large
     for it lies in ``run_dir/payloads``. After entering, ``settings`` carry the URLs to use. ``wait_ready``
-    before the work, and keep ``supervise`` running beside both.
+    before the work, and keep ``supervise`` running beside both. ``services`` are further commands by the
+    names of their parts; they are told to end first.
     """
 
     def __init__(
-        self, settings: Settings, run_dir: Path, *, workers: int, verifiers: int, fresh: bool = True
+        self,
+        settings: Settings,
+        run_dir: Path,
+        *,
+        workers: int,
+        verifiers: int,
+        fresh: bool = True,
+        services: Mapping[str, list[str]] | None = None,
     ) -> None:
         self.settings = settings
         self.run_dir = run_dir.absolute()
         self.workers = workers
         self.verifiers = verifiers
         self.fresh = fresh
+        self.services = dict(services or {})
         self.parts: dict[str, Part] = {}
         self._records: dict[str, _Record] = {}
         self._redis: RedisServer | None = None
@@ -179,9 +191,9 @@ class EmbeddedStack:
             self.settings = self.settings.model_copy(update={"redis_url": self._redis.url})
         await asyncio.to_thread(self._keep_payloads)
         variables = environment(self.settings)
-        commands = celery_commands(self.workers, self.verifiers, self._suffix)
+        commands = self.services | celery_commands(self.workers, self.verifiers, self._suffix)
         for name, argv in commands.items():
-            self._add(name, CeleryPart(argv, logs / f"{name}.log", variables))
+            self._add(name, CommandPart(argv, logs / f"{name}.log", variables))
 
     def _keep_payloads(self) -> None:
         """Keep beside our own Redis what is too large for it, unless the user said where; see that it can be.
@@ -234,8 +246,11 @@ class EmbeddedStack:
         return [
             name
             for name, part in self.parts.items()
-            if name not in _WITHOUT_LEASE and (part.process is None or part.process.pid not in pids)
+            if self._has_lease(name) and (part.process is None or part.process.pid not in pids)
         ]
+
+    def _has_lease(self, name: str) -> bool:
+        return name not in _WITHOUT_LEASE and name not in self.services
 
     async def supervise(
         self, died: Callable[[Death], object] = lambda _: None, progress: Callable[[], int] = lambda: 0
@@ -287,7 +302,7 @@ class EmbeddedStack:
         words = f"its last words ({part.log}): {last_words(part.log, since=record.log_start)}"
         record.vain = 1 if progress() > record.progress else record.vain + 1
         record.progress = progress()
-        started = name in _WITHOUT_LEASE and now - record.started >= _LONG_LIFE
+        started = not self._has_lease(name) and now - record.started >= _LONG_LIFE
         record.early = 0 if started else record.early + 1
         if record.vain >= _CHANCES or min(record.vain, record.early) >= (
             _CHANCES_TO_START if self._ready else _CHANCES_BEFORE_READY
@@ -300,18 +315,33 @@ class EmbeddedStack:
         return Death(process.pid, f"{how}; {words}")
 
     async def stop(self, grace: float) -> None:
-        """End all parts: TERM, up to ``grace`` seconds for workers to finish, KILL. Redis goes last."""
-        celery = [part.process for name, part in self.parts.items() if name != "redis" and part.process]
-        for process in celery:
-            process.terminate()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await _all_ended(celery)
-        for process in celery:
-            kill_session(process)
-        if self._redis is not None:
-            await asyncio.to_thread(self._redis.stop)
-        self.parts.clear()
+        """End all parts: TERM, up to ``grace`` seconds for workers to finish, KILL. Services go first, and
+        Redis last.
+        """
+        first = self._processes(self.services)
+        celery = self._processes(self.parts.keys() - self.services.keys() - {"redis"})
+        try:
+            await _end(first, min(grace, _TIME_FOR_SERVICES))
+            await _end(celery, grace)
+        finally:
+            for process in first + celery:
+                kill_session(process)
+            if self._redis is not None:
+                await asyncio.to_thread(self._redis.stop)
+            self.parts.clear()
+
+    def _processes(self, names: Iterable[str]) -> list[subprocess.Popen[bytes]]:
+        found = [self.parts[name].process for name in names if name in self.parts]
+        return [process for process in found if process is not None]
+
+
+async def _end(processes: list[subprocess.Popen[bytes]], grace: float) -> None:
+    """Tell them to end, and wait up to ``grace`` seconds until they have."""
+    for process in processes:
+        process.terminate()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace):
+            await _all_ended(processes)
 
 
 async def _all_ended(processes: list[subprocess.Popen[bytes]]) -> None:

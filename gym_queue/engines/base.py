@@ -9,7 +9,7 @@ from gym_queue.records import Message, Record, Usage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.records import Sampling
+    from gym_queue.records import Sampling, Weights
 
 
 class Completion(Record):
@@ -17,7 +17,7 @@ class Completion(Record):
 
     ``finish_reason`` is ``stop``, ``length`` or ``tool_calls``. ``prompt_token_ids`` and ``token_ids`` are
     ``None`` where the engine does not show them; ``logprobs`` has one natural logarithm for each of
-    ``token_ids``.
+    ``token_ids``. ``weight_version`` is that of the weights that sampled them, 0 before any was announced.
     """
 
     message: Message
@@ -58,6 +58,18 @@ class Engine(Protocol):
             EngineSetupError: the engine cannot serve this run at all.
 
         Cancelling the call stops the generation.
+        """
+        ...
+
+    async def load(self, weights: Weights) -> None:
+        """Use these weights from the next generation on; returns when they are in use. What runs goes on with
+        the weights it began with, and every completion says which those were.
+
+        Many callers at once are one load. Weights not newer than those in use are ignored.
+
+        Raises:
+            EngineUnavailableError: they cannot be loaded (not yet, or not here); the others stay in use.
+            EngineSetupError: as ``generate``.
         """
         ...
 

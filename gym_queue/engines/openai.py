@@ -14,6 +14,10 @@ connection errors and 5xx for half a minute, so an endpoint may restart, and 429
 because an endpoint that answers 429 is alive. Then ``EngineUnavailableError`` hands the rollout back to the
 ledger, which counts attempts. Any other 4xx would come again, so it is not asked for again. (aiohttp-retry
 cannot tell these patiences apart; stamina has no full jitter.)
+
+**New weights** are the trainer's to bring to the endpoint, before it announces them. A completion carries the
+version that the endpoint reports (SGLang does, as ``metadata.weight_version``; what is no number there is
+ignored), else the one that was the newest when it was asked for (vLLM reports none).
 """
 
 from __future__ import annotations
@@ -22,26 +26,26 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
-from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from gym_queue.engines.base import Completion
+from gym_queue import open_files
+from gym_queue.engines.chat_answer import completion_in, first_model, message_in
 from gym_queue.errors import EngineSetupError, EngineUnavailableError, ModelError
-from gym_queue.records import Usage
+from gym_queue.telemetry.story import outside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from tenacity import RetryCallState
 
-    from gym_queue.records import Message, Sampling
+    from gym_queue.engines.base import Completion
+    from gym_queue.records import Message, Sampling, Weights
     from gym_queue.settings import Settings
 
 PATIENCE = 30.0
@@ -52,8 +56,6 @@ _CONNECT_TIMEOUT = 30.0
 """Long: when thousands connect at once, a full backlog makes the kernel repeat a SYN after 1, 3, 7, 15 s."""
 _PROBE_TIMEOUT = 10.0
 _DNS_CACHE = 300
-_OPEN_FILES = 65_536
-_LONGEST_ERROR = 300
 _REFUSED = frozenset({400, 422})
 _SETUP = frozenset({401, 403, 404})
 _BUSY = frozenset({408, 425, 429})
@@ -87,6 +89,7 @@ class OpenAIEngine:
         self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
         self._naming: asyncio.Task[str] | None = None
+        self._version = 0
         self._level = 0
         self._level_is_known = False
 
@@ -112,13 +115,18 @@ class OpenAIEngine:
             body["seed"] = seed
         if tools:
             body["tools"] = list(tools)
-        return _completion(await self._complete(body))
+        version = self._version
+        return completion_in(await self._complete(body), version)
+
+    async def load(self, weights: Weights) -> None:
+        """Note the version: the endpoint has it already."""
+        self._version = max(self._version, weights.version)
 
     async def probe(self) -> None:
         """Ask once for the served models; raise one clear sentence where a run could not start."""
         timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT)
         try:
-            self._name = self._name or _first_model(
+            self._name = self._name or first_model(
                 await self._once("GET", "/models", None, timeout), self._base
             )
         except _AgainError as error:
@@ -151,13 +159,13 @@ class OpenAIEngine:
     async def _served_name(self) -> str:
         if self._name is None:
             if self._naming is None or self._naming.done():  # done and still no name: it failed, so ask again
-                self._naming = asyncio.create_task(self._ask_name())
+                self._naming = outside(self._ask_name())
                 self._naming.add_done_callback(_mark_as_seen)
             self._name = await asyncio.shield(self._naming)
         return self._name
 
     async def _ask_name(self) -> str:
-        return _first_model(await self._exchange("GET", "/models", None), self._base)
+        return first_model(await self._exchange("GET", "/models", None), self._base)
 
     async def _exchange(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         """Send a request, again where that may help, and return the decoded answer."""
@@ -205,7 +213,7 @@ class OpenAIEngine:
 
     def _refusal(self, response: aiohttp.ClientResponse, raw: bytes) -> Exception:
         """Translate an HTTP error into the error whose class says what to do about it."""
-        status, text = response.status, _endpoint_message(raw)
+        status, text = response.status, message_in(raw)
         if self._settings.api_key:
             text = text.replace(self._settings.api_key, "***")
         msg = f"{self._base} answered {status}{': ' if text else ''}{text}"
@@ -221,7 +229,7 @@ class OpenAIEngine:
     def _opened(self) -> aiohttp.ClientSession:
         """Return the session; without a limit, so that requests wait for the model, not for each other."""
         if self._session is None:
-            _allow_many_sockets()
+            open_files.allow_many()
             key = self._settings.api_key
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=_DNS_CACHE),
@@ -278,64 +286,6 @@ def _address(model: str) -> tuple[str, str | None]:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", name
 
 
-def _completion(answer: Any) -> Completion:
-    """Read a chat completion; anything missing is the model's failure, said in one sentence."""
-    try:
-        choice = answer["choices"][0]
-        message = {key: value for key, value in choice["message"].items() if value not in (None, [])}
-        reason = choice.get("finish_reason") or "stop"
-        token_ids = choice.get("token_ids")
-        prompt = answer.get("prompt_token_ids") or choice.get("prompt_token_ids")
-        entries = (choice.get("logprobs") or {}).get("content") or []
-        usage = answer.get("usage") or {}
-        completion = Completion(
-            message={"role": "assistant", "content": "", **message},
-            finish_reason="tool_calls" if "tool_calls" in message and reason != "length" else reason,
-            usage=Usage(
-                prompt_tokens=usage.get("prompt_tokens") or len(prompt or ()),
-                completion_tokens=usage.get("completion_tokens") or len(token_ids or ()),
-            ),
-            prompt_token_ids=prompt,
-            token_ids=token_ids,
-            logprobs=_logprobs(entries, token_ids),
-        )
-    except (KeyError, IndexError, TypeError, AttributeError, ValidationError) as error:
-        msg = f"the endpoint's answer is not a chat completion ({type(error).__name__} while reading it)"
-        raise ModelError(msg) from error
-    if completion.finish_reason == "abort":  # SGLang's and vLLM's word for a generation that they dropped
-        msg = "the endpoint aborted the generation"
-        raise EngineUnavailableError(msg)
-    return completion
-
-
-def _logprobs(entries: list[dict[str, Any]], token_ids: list[int] | None) -> tuple[float, ...] | None:
-    """Return one logprob for each id, or nothing where they do not pair up."""
-    if token_ids is None or len(entries) != len(token_ids):
-        return None
-    return tuple(entry["logprob"] for entry in entries)
-
-
-def _first_model(answer: Any, base: str) -> str:
-    try:
-        return str(answer["data"][0]["id"])
-    except (KeyError, IndexError, TypeError) as error:
-        msg = f"{base} names no model; write ?model=NAME behind the address"
-        raise EngineSetupError(msg) from error
-
-
-def _endpoint_message(raw: bytes) -> str:
-    """Find what an endpoint says about an error (OpenAI, vLLM and FastAPI put it in different places)."""
-    text = raw.decode(errors="replace")
-    try:
-        body = json.loads(text)
-    except ValueError:
-        body = "" if "<html" in text.lower() else text
-    while isinstance(body, dict):
-        body = body.get("error") or body.get("message") or body.get("detail") or ""
-    words = " ".join((body if isinstance(body, str) else json.dumps(body)).split())
-    return words if len(words) <= _LONGEST_ERROR else words[:_LONGEST_ERROR] + "…"
-
-
 def _reason(error: aiohttp.ClientError) -> str:
     """Say why no connection came about, in the words of the system and not of the library."""
     cause = getattr(error, "os_error", None)
@@ -371,11 +321,3 @@ def _wait(state: RetryCallState) -> float:
 
 def _is_out_of_patience(state: RetryCallState) -> bool:
     return (state.seconds_since_start or 0.0) + state.upcoming_sleep > _error_of(state).patience
-
-
-def _allow_many_sockets() -> None:
-    """Raise the soft limit of open files (1,024 in most shells): a waiting request is an open socket."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -27,7 +27,7 @@ from gym_queue.records import Message, Record, Usage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.records import Sampling
+    from gym_queue.records import Sampling, Weights
     from gym_queue.settings import Settings
 
 _VOCABULARY = 30_000
@@ -47,6 +47,7 @@ class StubEngine:
 
     def __init__(self, options: StubOptions) -> None:
         self._options = options
+        self._version = 0
         self._message: Message = {"role": "assistant", "content": options.text}
         self._token_ids = tuple(_VOCABULARY + place for place in range(options.tokens))
         self._logprobs = tuple(-(1 + place % 4) / 4 for place in range(options.tokens))
@@ -62,7 +63,7 @@ class StubEngine:
     ) -> Completion:
         """Return the answer; ``max_tokens`` cuts its token ids, as a real engine would."""
         del tools
-        options = self._options
+        options, version = self._options, self._version
         if options.delay:
             await asyncio.sleep(options.delay)
         if options.fail and _digest(seed, messages) < options.fail:
@@ -77,7 +78,12 @@ class StubEngine:
             prompt_token_ids=prompt,
             token_ids=self._token_ids[:count],
             logprobs=self._logprobs[:count],
+            weight_version=version,
         )
+
+    async def load(self, weights: Weights) -> None:
+        """Note the version; completions that begin from now on carry it."""
+        self._version = max(self._version, weights.version)
 
     async def close(self) -> None:
         """Do nothing: there is nothing to free."""

@@ -7,6 +7,11 @@ for a whole batch: the ``seed`` of a call cannot be kept, and is not used.
 
 Measured with transformers 5.23: greedy tokens equal those of plain ``generate``, logprobs those of a separate
 forward pass within 1e-5 (fp32, CPU).
+
+**New weights** are loaded between generations: nothing is begun until what was begun has ended, the batcher
+goes, the weights are copied into the network, and a new batcher goes on. So a completion is of one version as
+a whole. The batcher's cache goes with it: new prompts would share blocks of the old weights, and logprobs
+were measured to be off by 3.7 then.
 """
 
 from __future__ import annotations
@@ -15,17 +20,18 @@ import asyncio
 import importlib.util
 import itertools
 import json
-import os
+import logging
 import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gym_queue.engines import checkpoint
 from gym_queue.engines.base import Completion
-from gym_queue.engines.chat_template import ChatTemplate
+from gym_queue.engines.checkpoint import LONGEST_CONTEXT, NOT_INSTALLED, Model, no_template, sentence
 from gym_queue.errors import EngineSetupError, EngineUnavailableError, ModelError
-from gym_queue.records import Usage
+from gym_queue.records import Usage, Weights
+from gym_queue.telemetry.story import outside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,18 +40,20 @@ if TYPE_CHECKING:
     from gym_queue.settings import Settings
 
 
+_log = logging.getLogger(__name__)
+
 _PAGE = 16
 """Tokens in one block of the CPU's cache; prompts share whole blocks, and short ones should share too."""
-_CPU_CACHE_TOKENS = 16_384
 _CPU_CACHE_BYTES = 2**30
 _CPU_BATCH_TOKENS = 512
 _CPU_BATCH_REQUESTS = 256
 _GPU_MEMORY_SHARE = 0.8
 _WATCH_INTERVAL = 0.5
 _STOP_TIMEOUT = 30.0
-_LONGEST_ERROR = 300
 _GREEDY_TOP_P = -1.0
 """Below every cumulative probability: only the likeliest token stays, whatever rounding does."""
+_ORIGINAL = -1
+"""Before any version: the weights that the model came with. What they sample is said to be of version 0."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -55,9 +63,11 @@ class TransformersEngine:
     def __init__(self, name: str, settings: Settings) -> None:
         self._name = name
         self._settings = settings
-        self._loading: asyncio.Task[_Model] | None = None
+        self._loading: asyncio.Task[Model] | None = None
         self._batcher: _Batcher | None = None
         self._starting = asyncio.Lock()
+        self._in_use = self._wanted = Weights.model_construct(model=f"hf:{name}", version=_ORIGINAL, uri="")
+        self._replacing: asyncio.Task[None] | None = None
 
     async def generate(
         self,
@@ -74,6 +84,7 @@ class TransformersEngine:
         prompt = model.template.prompt_ids(messages, tools, prefix)
         needs_top_p = sampling.top_p < 1.0 or sampling.temperature == 0.0
         batcher = await self._running(model, needs_top_p=needs_top_p)
+        version = max(0, self._in_use.version)  # another comes only after this request has ended
         output = await batcher.generate(prompt, sampling, model.stop_ids)
         sampled: list[int] = output.generated_tokens
         is_stopped = bool(sampled) and sampled[-1] in model.stop_ids
@@ -90,24 +101,48 @@ class TransformersEngine:
             prompt_token_ids=tuple(prompt),
             token_ids=tuple(sampled),
             logprobs=tuple(output.logprobs),
+            weight_version=version,
         )
+
+    async def load(self, weights: Weights) -> None:
+        """Put weights into the network when those in use are done with (see the module's docstring)."""
+        if weights.version > self._wanted.version:
+            self._wanted = weights
+        while self._in_use.version < weights.version:
+            if self._replacing is None or self._replacing.done():
+                self._replacing = outside(self._replace())
+                self._replacing.add_done_callback(_has_failed)  # looked at: asyncio need not report it
+            await asyncio.shield(self._replacing)  # a caller that gives up must not leave half of it
+
+    async def _replace(self) -> None:
+        model = await self._loaded()
+        async with self._starting:
+            if (self._wanted.uri or self._in_use.uri) and self._batcher is not None:
+                await self._batcher.close(hard=False)
+                self._batcher = None
+            wanted = self._wanted  # by now
+            if wanted.uri or self._in_use.uri:
+                await asyncio.to_thread(checkpoint.replace, model, wanted.uri)
+            self._in_use = wanted
+            _log.info("hf:%s: weights of version %d are in use", self._name, wanted.version)
 
     async def close(self) -> None:
         """Stop the generating thread and let go of the model."""
-        if self._loading is not None:
-            self._loading.cancel()
+        for task in (self._loading, self._replacing):
+            if task is not None:
+                task.cancel()
         if self._batcher is not None:
             await self._batcher.close(hard=True)
-        self._loading = self._batcher = None
+        self._loading = self._replacing = self._batcher = None
 
-    async def _loaded(self) -> _Model:
+    async def _loaded(self) -> Model:
         if self._loading is None or (self._loading.done() and _has_failed(self._loading)):
-            load = asyncio.to_thread(_load, self._name, self._settings)
-            self._loading = asyncio.create_task(load)
+            load = asyncio.to_thread(checkpoint.load, self._name, self._settings)
+            self._loading = outside(load)
             self._loading.add_done_callback(_has_failed)  # looked at: asyncio need not report it
         return await asyncio.shield(self._loading)
 
-    async def _running(self, model: _Model, *, needs_top_p: bool) -> _Batcher:
+    async def _running(self, model: Model, *, needs_top_p: bool) -> _Batcher:
         """Return a batcher that can sample as asked; build one where none is, it died, or it has no top-p.
 
         There is never more than one, because two would compete for the memory of their caches. Top-p sorts
@@ -125,20 +160,10 @@ class TransformersEngine:
             return batcher
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A loaded model with what generation needs to know about it."""
-
-    network: Any
-    template: ChatTemplate
-    stop_ids: tuple[int, ...]
-    context: int
-
-
 class _Batcher:
     """One ``ContinuousBatchingManager`` and the calls that wait for it. Slow to make."""
 
-    def __init__(self, model: _Model, *, has_top_p: bool) -> None:
+    def __init__(self, model: Model, *, has_top_p: bool) -> None:
         from transformers import GenerationConfig  # noqa: PLC0415 - heavy, and only where a model runs
 
         # Values that are not neutral, so that the processors exist; each request brings its own (`generate`).
@@ -201,7 +226,7 @@ class _Batcher:
     def watch(self) -> None:
         """Begin, once, to watch the manager's thread: should it die without a word, calls must not wait."""
         if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+            self._watching = outside(self._watch())
 
     async def _watch(self) -> None:
         while self.is_alive:  # noqa: ASYNC110 - a thread sets no asyncio event when it dies
@@ -232,67 +257,20 @@ def _settle(future: asyncio.Future[Any], output: Any) -> None:
         future.set_result(output)
 
 
-def _has_failed(task: asyncio.Task[_Model]) -> bool:
+def _has_failed(task: asyncio.Task[Any]) -> bool:
     return task.cancelled() or task.exception() is not None
 
 
-def _load(name: str, settings: Settings) -> _Model:
-    """Load tokenizer and weights. Takes seconds to minutes."""
-    try:
-        import torch  # noqa: PLC0415 - heavy, and only where a model runs
-        import transformers  # noqa: PLC0415
-    except ImportError as error:
-        raise EngineSetupError(_NOT_INSTALLED) from error
-
-    transformers.utils.logging.disable_progress_bar()
-    has_gpu = torch.cuda.is_available()
-    if not has_gpu and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))  # verifiers and Redis need cores too
-    path, trust = str(Path(name).expanduser()), settings.tokenizer_trust_remote_code
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
-        network: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=trust, dtype="auto" if has_gpu else torch.float32
-        )
-        network = network.to("cuda" if has_gpu else "cpu").eval()
-    except torch.OutOfMemoryError as error:
-        msg = f"there is not enough GPU memory for hf:{name}"
-        raise EngineUnavailableError(msg) from error
-    except Exception as error:  # a folder of any origin may make the loaders raise anything
-        msg = f"the model hf:{name} cannot be loaded: {_sentence(error)}"
-        raise EngineSetupError(msg) from error
-    if not tokenizer.chat_template:
-        raise EngineSetupError(_no_template(name))
-    stop_ids = _stop_ids(network.generation_config.eos_token_id, tokenizer.eos_token_id)
-    text_config = network.config.get_text_config()
-    return _Model(
-        network=network,
-        template=ChatTemplate(tokenizer, stop_ids),
-        stop_ids=stop_ids,
-        context=getattr(text_config, "max_position_embeddings", None) or _CPU_CACHE_TOKENS,
-    )
-
-
-def _begin(model: _Model, *, has_top_p: bool) -> _Batcher:
+def _begin(model: Model, *, has_top_p: bool) -> _Batcher:
     """Make a batcher and say what kind of failure it is where that does not work."""
     try:
         return _Batcher(model, has_top_p=has_top_p)
     except (ValueError, NotImplementedError, AttributeError) as error:
-        msg = f"transformers cannot batch this model: {_sentence(error)}"
+        msg = f"transformers cannot batch this model: {sentence(error)}"
         raise EngineSetupError(msg) from error
     except RuntimeError as error:  # out of memory, mostly
-        msg = f"the model's cache cannot be made: {_sentence(error)}"
+        msg = f"the model's cache cannot be made: {sentence(error)}"
         raise EngineUnavailableError(msg) from error
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:_LONGEST_ERROR] or type(error).__name__
-
-
-def _stop_ids(*sources: int | list[int] | None) -> tuple[int, ...]:
-    """Merge the end-of-turn ids of the generation config (one or many) and of the tokenizer."""
-    listed = [source if isinstance(source, list) else [source] for source in sources]
-    return tuple(dict.fromkeys(stop for stops in listed for stop in stops if stop is not None))
 
 
 def _batching(network: Any) -> Any:
@@ -308,7 +286,7 @@ def _batching(network: Any) -> Any:
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     token_bytes = 2 * config.num_hidden_layers * kv_heads * head_size * network.dtype.itemsize
-    tokens = min(_CPU_CACHE_TOKENS, max(_CPU_CACHE_BYTES // token_bytes, _CPU_BATCH_TOKENS))
+    tokens = min(LONGEST_CONTEXT, max(_CPU_CACHE_BYTES // token_bytes, _CPU_BATCH_TOKENS))
     return ContinuousBatchingConfig(
         return_logprobs=True,
         per_request_processors=True,
@@ -317,13 +295,6 @@ def _batching(network: Any) -> Any:
         max_batch_tokens=_CPU_BATCH_TOKENS,
         max_requests_per_batch=_CPU_BATCH_REQUESTS,
     )
-
-
-_NOT_INSTALLED = "models of the kind hf: need transformers and torch; install gym_queue[hf]"
-
-
-def _no_template(name: str) -> str:
-    return f"the tokenizer of hf:{name} has no chat template, so it cannot be given messages"
 
 
 def create(model: str, settings: Settings) -> TransformersEngine:
@@ -336,7 +307,7 @@ def check(model: str, settings: Settings) -> None:
     del settings
     name = _name(model)
     if not all(importlib.util.find_spec(package) for package in ("transformers", "torch")):
-        raise EngineSetupError(_NOT_INSTALLED)
+        raise EngineSetupError(NOT_INSTALLED)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if _HUB_NAME.fullmatch(name) and not folder.exists() and name[0] != ".":
@@ -347,7 +318,7 @@ def check(model: str, settings: Settings) -> None:
         msg = f"the folder {name} holds no model: there is no config.json in it"
         raise EngineSetupError(msg)
     if not _has_template(folder):
-        raise EngineSetupError(_no_template(name))
+        raise EngineSetupError(no_template(name))
 
 
 def _name(model: str) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
+from gym_queue.census import Surveyed
 from gym_queue.lifecycle import RolloutState
-from gym_queue.records import Example, Fence, Record, RunSpec, Stage, Summary, Ticket
+from gym_queue.records import Example, Fence, Record, RunSpec, Stage, Summary, Ticket, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,13 +95,15 @@ class Claim(Record):
     """What a worker owns after claiming a ticket: the example and the samples that were still wanted.
 
     ``opened_at`` is the run's (see ``RunStatus``): what a rollout may take in all counts from there, if that
-    is later than when it was accepted.
+    is later than when it was accepted. ``weights`` are the newest announced for the run's model, where
+    something is to be generated with them.
     """
 
     example: Example
     samples: tuple[ClaimedSample, ...]
     claimed_at: float
     opened_at: float = 0.0
+    weights: Weights | None = None
 
 
 class OwnedAttempt(Record):
@@ -162,12 +165,33 @@ class Event(Record):
     row: bytes
 
 
+SERVER = "server"
+"""The ``kind`` in the lease of a server (``gym_queue.fleet.registry``), which is no worker."""
+
+SILENT_AFTER = 2.5
+"""Heartbeats. A worker that has missed two is called silent; one may be late."""
+
+
 class Lease(Record):
-    """One worker as its last heartbeat described it. ``age`` is seconds since then."""
+    """One worker, or one server, as its last heartbeat described it. ``age`` is seconds since then.
+
+    ``round_trip`` is how many seconds its last probe took or, if that is more, how long ago one was sent that
+    it has not answered; ``None`` if it was never probed.
+    """
 
     worker: str
     age: float
     info: dict[str, str]
+    round_trip: float | None = None
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this is a server and no worker; a worker that has only claimed says nothing of itself."""
+        return self.info.get("kind") == SERVER
+
+    def is_silent(self, heartbeat_interval: float) -> bool:
+        """Tell whether it has missed more than one heartbeat."""
+        return self.age > SILENT_AFTER * heartbeat_interval
 
 
 def fence_of(ticket: Ticket, sample_index: int, worker: str) -> Fence:
@@ -206,7 +230,7 @@ def next_ticket(fence: Fence, stage: Stage, attempt: int, losses: int = 0) -> Ti
     )
 
 
-class Ledger(Protocol):
+class Ledger(Surveyed, Protocol):
     """See the module's docstring. All methods raise ``LedgerError`` when the store cannot be reached
     or takes no writes for now (full, read-only, loading): waiting may help.
     """
@@ -280,9 +304,11 @@ class Ledger(Protocol):
         """
         ...
 
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """Return rollouts that have not ended, those of the examples accepted first in front, up to
-        ``limit``.
+        ``limit``. ``examples``: only of these, by index.
         """
         ...
 
@@ -322,7 +348,7 @@ class Ledger(Protocol):
         ...
 
     async def leases(self) -> list[Lease]:
-        """Return all workers that have a lease."""
+        """Return all workers and servers that have a lease."""
         ...
 
     async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
@@ -337,6 +363,30 @@ class Ledger(Protocol):
 
     async def drop_lease(self, worker: str) -> None:
         """Forget a worker that is gone, once it owns nothing."""
+        ...
+
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """Take an office for ``term`` seconds from now (at least a millisecond), or hold it for longer.
+        Returns false while another holds it.
+
+        Between two processes it decides who works, not what counts: a holder may learn late that its term
+        is over, so whatever it does must be safe if two do it.
+        """
+        ...
+
+    async def resign(self, office: str, holder: str) -> None:
+        """Give an office back before its term is over. Does nothing if another holds it."""
+        ...
+
+    async def announce(self, weights: Weights) -> bool:
+        """Make a version of a model's weights the newest: every claim of its runs names it from now on.
+
+        Returns false, and changes nothing, if that or a newer version was announced before.
+        """
+        ...
+
+    async def weights(self, model: str) -> Weights | None:
+        """Return the newest weights announced for a model, ``None`` if none ever were."""
         ...
 
     async def close(self) -> None:

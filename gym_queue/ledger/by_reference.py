@@ -128,6 +128,13 @@ class ByReference:
         self.leases = inner.leases
         self.claimed = inner.claimed
         self.drop_lease = inner.drop_lease
+        self.probe = inner.probe
+        self.answer_probe = inner.answer_probe
+        self.census = inner.census
+        self.lead = inner.lead
+        self.resign = inner.resign
+        self.announce = inner.announce
+        self.weights = inner.weights
         self.close = inner.close
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
@@ -186,9 +193,11 @@ class ByReference:
         short = await self._shorten_row(run_id, ended, "")
         return await self._inner.end(run_id, short, waiting_attempt=waiting_attempt)
 
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``. An example that cannot be read shows its id and environment only."""
-        rollouts = await self._inner.open_rollouts(run_id, limit)
+        rollouts = await self._inner.open_rollouts(run_id, limit, examples)
         found = await self._get(run_id, [name_if_cut(rollout.example) for rollout in rollouts])
         return [
             whole_rollout(rollout, found) if name_in(rollout.example) else rollout for rollout in rollouts

@@ -1,11 +1,11 @@
-"""How tickets, claims and samples are spelled in Redis: one line of text each."""
+"""How tickets, claims, samples and weights are spelled in Redis: one line of text each."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from gym_queue.lifecycle import RolloutState
-from gym_queue.records import Stage, Ticket
+from gym_queue.records import Stage, Ticket, Weights
 
 if TYPE_CHECKING:
     from gym_queue.records import Fence
@@ -60,3 +60,9 @@ def standing(record: bytes) -> Standing:
         return Standing(RolloutState(state))
     attempt, failures, since, worker, _, losses = rest
     return Standing(RolloutState(state), int(attempt), int(failures), float(since), worker, int(losses or 0))
+
+
+def weights(model: str, record: bytes) -> Weights:
+    """Read the newest weights of a model: ``version nonce uri``."""
+    version, _, uri = record.decode().split(" ", 2)
+    return Weights(model=model, version=int(version), uri=uri)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gym_queue.errors import ConflictError
@@ -14,78 +11,28 @@ from gym_queue.ledger.base import (
     Ended,
     Event,
     Generated,
-    Lease,
-    OpenRollout,
     Outcome,
-    OwnedAttempt,
     Receipt,
     Retry,
-    Whereabouts,
     fence_of,
     first_ticket,
     kept_reason,
     next_ticket,
 )
+from gym_queue.ledger.memory_views import KeptGroup, KeptRun, KeptSample, MemoryViews
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
 from gym_queue.records import Fence, RunSpec, RunState, RunStatus, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from gym_queue.records import Example, Group, Ticket
+    from gym_queue.records import Group, Ticket, Weights
 
 _FINAL = (RunState.CANCELLED, RunState.ENDED)
 
 
-@dataclass
-class _Sample:
-    since: float
-    state: RolloutState = RolloutState.QUEUED
-    attempt: int = 1
-    failures: int = 0
-    fence: Fence | None = None  # while a worker owns it
-    payload: bytes | None = None
-    reason: str = ""
-
-
-@dataclass
-class _Group:
-    example: Example
-    accepted_at: float
-    samples: dict[int, _Sample]
-
-
-@dataclass
-class _Run:
-    status: RunStatus
-    key: str
-    groups: dict[int, _Group] = field(default_factory=dict)
-    results: dict[int, Event] = field(default_factory=dict)
-    position: int = 0
-
-    def count(self, **changes: int) -> None:
-        values = {name: getattr(self.status, name) + by for name, by in changes.items()}
-        self.status = self.status.model_copy(update=values)
-
-
-class MemoryLedger:
+class MemoryLedger(MemoryViews):
     """``gym_queue.ledger.base.Ledger`` in memory. Every method runs without a pause, so each is atomic."""
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._runs: dict[str, _Run] = {}
-        self._keys: dict[str, str] = {}
-        self._waiting: dict[Ticket, float] = {}
-        self._delayed: dict[Ticket, float] = {}
-        self._claims: dict[str, dict[Fence, float]] = {}
-        self._revoked: dict[str, list[Fence]] = {}
-        self._leases: dict[str, tuple[float, dict[str, str]]] = {}
-        self._changed = asyncio.Condition()
-
-    def _find(self, run_id: str, example_index: int, sample_index: int) -> tuple[_Run | None, _Sample | None]:
-        run = self._runs.get(run_id)
-        group = run.groups.get(example_index) if run else None
-        return run, group.samples.get(sample_index) if group else None
 
     async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
         """See ``Ledger.open_run``."""
@@ -95,7 +42,7 @@ class MemoryLedger:
                 raise ConflictError(msg)
             self._keys[idempotency_key] = spec.run_id
             status = RunStatus(spec=spec, state=RunState.OPEN, opened_at=self._clock())
-            self._runs[spec.run_id] = _Run(status, idempotency_key)
+            self._runs[spec.run_id] = KeptRun(status, idempotency_key)
         run_id = self._keys[idempotency_key]
         standing = self._runs[run_id].status.spec
         if standing.identity() != spec.identity():
@@ -104,15 +51,6 @@ class MemoryLedger:
             )
             raise ConflictError(msg)
         return standing
-
-    async def run(self, run_id: str) -> RunStatus | None:
-        """See ``Ledger.run``."""
-        run = self._runs.get(run_id)
-        return run.status if run else None
-
-    async def runs(self) -> list[RunStatus]:
-        """See ``Ledger.runs``."""
-        return sorted((run.status for run in self._runs.values()), key=lambda status: -status.spec.priority)
 
     async def set_run_state(self, run_id: str, state: RunState) -> bool:
         """See ``Ledger.set_run_state``."""
@@ -127,6 +65,7 @@ class MemoryLedger:
         """See ``Ledger.forget_run``."""
         if run := self._runs.pop(run_id, None):
             self._keys.pop(run.key, None)
+            self._count_gone(run.status)
         for tickets in (self._waiting, self._delayed):
             for ticket in [ticket for ticket in tickets if ticket.run_id == run_id]:
                 del tickets[ticket]
@@ -143,8 +82,8 @@ class MemoryLedger:
             return tickets if run.status.cursor == next_cursor else []
         now = self._clock()
         for group, ticket in zip(groups, tickets, strict=True):
-            samples = {sample: _Sample(since=now) for sample in group.samples}
-            run.groups[group.example_index] = _Group(group.example, now, samples)
+            samples = {sample: KeptSample(since=now) for sample in group.samples}
+            run.groups[group.example_index] = KeptGroup(group.example, now, samples)
             self._waiting[ticket] = now
         opened = sum(len(group.samples) for group in groups)
         run.count(cursor=next_cursor - cursor, accepted=opened, queued=opened)
@@ -186,8 +125,14 @@ class MemoryLedger:
         if ticket.stage is Stage.GENERATE:
             run.count(queued=-len(granted))
         self._leases.setdefault(worker, (now, {}))
-        opened_at = run.status.opened_at
-        return Claim(example=group.example, samples=tuple(granted), claimed_at=now, opened_at=opened_at)
+        generates = ticket.stage is Stage.GENERATE
+        return Claim(
+            example=group.example,
+            samples=tuple(granted),
+            claimed_at=now,
+            opened_at=run.status.opened_at,
+            weights=self._weights.get(run.status.spec.model) if generates else None,
+        )
 
     async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
         """See ``Ledger.commit``."""
@@ -224,13 +169,14 @@ class MemoryLedger:
                 self._waiting[ticket] = now
                 return Receipt(accepted=True, ticket=ticket)
 
-    async def _end(self, run: _Run, sample: _Sample, ended: Ended) -> None:
+    async def _end(self, run: KeptRun, sample: KeptSample, ended: Ended) -> None:
         summary = ended.summary
         run.position += 1
         run.results[run.position] = Event(position=str(run.position), summary=summary, row=ended.row)
         run.count(**{summary.state: 1})
+        self._count_end(run.status.spec.run_id, summary)
         group = run.groups[summary.example_index]
-        ending = _Sample(since=group.accepted_at, state=RolloutState(summary.state), attempt=0)
+        ending = KeptSample(since=group.accepted_at, state=RolloutState(summary.state), attempt=0)
         group.samples[summary.sample_index] = ending
         if all(sample.state in TERMINAL for sample in group.samples.values()):
             del run.groups[summary.example_index]
@@ -258,69 +204,10 @@ class MemoryLedger:
         self._revoked |= {worker: told[limit:]} if told[limit:] else {}
         return told[:limit]
 
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
-        """See ``Ledger.open_rollouts``."""
-        run = self._runs.get(run_id)
-        now = self._clock()
-        found = [
-            OpenRollout(
-                example=group.example,
-                example_index=index,
-                sample_index=number,
-                accepted_at=group.accepted_at,
-                seen_at=now,
-                state=sample.state,
-                attempt=sample.attempt,
-                since=sample.since,
-            )
-            for index, group in (sorted(run.groups.items()) if run else ())
-            for number, sample in sorted(group.samples.items())
-            if sample.state not in TERMINAL
-        ]
-        return found[:limit]
-
-    async def whereabouts(self, run_id: str, example_index: int, sample_index: int) -> Whereabouts | None:
-        """See ``Ledger.whereabouts``."""
-        run, sample = self._find(run_id, example_index, sample_index)
-        if run is None or sample is None:
-            return None
-        fence = sample.fence
-        earlier = [ticket for ticket, at in self._waiting.items() if at < sample.since]
-        return Whereabouts(
-            state=sample.state,
-            attempt=sample.attempt,
-            failures=sample.failures,
-            accepted_at=run.groups[example_index].accepted_at,
-            seen_at=self._clock(),
-            since=sample.since,
-            worker=fence.worker if fence else "",
-            deadline=self._claims[fence.worker].get(fence) if fence else None,
-            ahead=sum(WAITING_STATE[ticket.stage] is sample.state for ticket in earlier),
-            reason=sample.reason,
-        )
-
     async def count_republished(self, run_id: str, tickets: int) -> None:
         """See ``Ledger.count_republished``."""
         if run := self._runs.get(run_id):
             run.count(republished=tickets)
-
-    async def events(self, run_id: str, after: str, limit: int, wait: float) -> list[Event]:
-        """See ``Ledger.events``."""
-        run = self._runs.get(run_id)
-        if run is None:
-            return []
-        first = int(after or 0)
-
-        def newer() -> list[Event]:
-            return [event for position, event in run.results.items() if position > first][:limit]
-
-        if wait > 0 and not newer():
-            try:
-                async with asyncio.timeout(wait), self._changed:
-                    await self._changed.wait_for(newer)
-            except TimeoutError:
-                return []
-        return newer()
 
     async def acknowledge(self, run_id: str, position: str) -> int:
         """See ``Ledger.acknowledge``."""
@@ -343,58 +230,40 @@ class MemoryLedger:
             self._waiting[ticket] = now
         return due
 
-    async def waiting(self, stage: Stage, older_than: float, limit: int) -> tuple[int, list[Ticket]]:
-        """See ``Ledger.waiting``."""
-        tickets = [(at, ticket) for ticket, at in self._waiting.items() if ticket.stage is stage]
-        tickets.sort(key=lambda item: (item[0], item[1].example_index, item[1].samples))
-        newest = self._clock() - older_than
-        return len(tickets), [ticket for at, ticket in tickets if at <= newest][:limit]
-
     async def heartbeat(self, worker: str, info: dict[str, str]) -> bool:
         """See ``Ledger.heartbeat``."""
         known = worker in self._leases
         self._leases[worker] = (self._clock(), {"worker": worker} | info)
         return known
 
-    async def leases(self) -> list[Lease]:
-        """See ``Ledger.leases``."""
-        now = self._clock()
-        return [Lease(worker=worker, age=now - at, info=info) for worker, (at, info) in self._leases.items()]
-
-    async def owned(self, worker: str, overdue_by: float | None, limit: int) -> list[OwnedAttempt]:
-        """See ``Ledger.owned``."""
-        now = self._clock()
-        newest = float("inf") if overdue_by is None else now - overdue_by
-        found = []
-        for fence, deadline in list(self._claims.get(worker, {}).items()):
-            if deadline > newest:
-                continue
-            run, sample = self._find(fence.run_id, fence.example_index, fence.sample_index)
-            if run is None or sample is None or sample.fence != fence:
-                del self._claims[worker][fence]
-                continue
-            group = run.groups[fence.example_index]
-            found.append(
-                OwnedAttempt(
-                    fence=fence,
-                    example=group.example,
-                    accepted_at=group.accepted_at,
-                    seen_at=now,
-                    failures=sample.failures,
-                    payload=sample.payload,
-                )
-            )
-        return found[:limit]
-
-    async def claimed(self, worker: str, limit: int) -> list[Fence]:
-        """See ``Ledger.claimed``."""
-        return list(self._claims.get(worker, ()))[:limit]
-
     async def drop_lease(self, worker: str) -> None:
         """See ``Ledger.drop_lease``."""
         if not self._claims.get(worker):
             self._leases.pop(worker, None)
             self._claims.pop(worker, None)
+            self._forget_probes(worker)
+
+    async def announce(self, weights: Weights) -> bool:
+        """See ``Ledger.announce``."""
+        known = self._weights.get(weights.model)
+        if known and known.version >= weights.version:
+            return False
+        self._weights[weights.model] = weights
+        return True
+
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """See ``Ledger.lead``."""
+        now = self._clock()
+        standing, until = self._offices.get(office, (holder, now))
+        if standing != holder and now < until:
+            return False
+        self._offices[office] = holder, now + term
+        return True
+
+    async def resign(self, office: str, holder: str) -> None:
+        """See ``Ledger.resign``."""
+        if self._offices.get(office, ("", 0.0))[0] == holder:
+            del self._offices[office]
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -7,12 +7,15 @@ the next collects. How tickets, claims and samples are spelled is in ``members``
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gym_queue import names
+from gym_queue.census import FAILURE, LASTING, PASSING, Census, Line, totals_of
 from gym_queue.errors import ConflictError
 from gym_queue.ledger import members
 from gym_queue.ledger.base import (
+    SERVER,
     Claim,
     ClaimedSample,
     Ended,
@@ -34,7 +37,7 @@ from gym_queue.records import Example, Fence, RunSpec, RunState, Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gym_queue.records import Group, Ticket
+    from gym_queue.records import Group, Summary, Ticket, Weights
 
 _TOLD_FOR = 3600
 """Seconds that a worker has to read what was taken from it."""
@@ -57,7 +60,7 @@ class RedisLedger(RedisViews):
         """See ``Ledger.open_run``."""
         keys = [names.idempotency_key(idempotency_key), names.run_key(spec.run_id), names.runs_key()]
         answer = await self._run_script(
-            "open_run", keys, spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key
+            "open_run", keys, spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key, spec.model
         )
         if answer is None:
             msg = f"run {spec.run_id} was submitted under another idempotency key"
@@ -85,9 +88,10 @@ class RedisLedger(RedisViews):
             names.runs_key(),
             names.groups_key(run_id),
             names.results_key(run_id),
+            names.totals_key(),
         ]
         prefixes = names.idempotency_key(""), names.groups_prefix(run_id)
-        await self._run_script("forget_run", keys, run_id, *prefixes)
+        await self._run_script("forget_run", keys, run_id, *prefixes, *LASTING)
         await self._drop_tickets(run_id)
 
     @at_the_edge
@@ -124,6 +128,7 @@ class RedisLedger(RedisViews):
             names.waiting_key(stage),
             names.claims_key(worker),
             names.leases_key(),
+            names.weights_key(),
         ]
         args: list[Any] = [WAITING_STATE[stage].value, RUNNING_STATE[stage].value, ticket.attempt, worker]
         args += [secrets.token_hex(4), lease, members.encode(ticket), ticket.losses]
@@ -132,7 +137,7 @@ class RedisLedger(RedisViews):
         answer = await self._run_script("claim", keys, *args)
         if answer is None:
             return None
-        now, opened_at, example, accepted_at, *granted = answer
+        now, opened_at, example, accepted_at, model, weights, *granted = answer
         samples = tuple(
             ClaimedSample(
                 fence=fence_of(ticket, int(sample), worker),
@@ -148,6 +153,7 @@ class RedisLedger(RedisViews):
             samples=samples,
             claimed_at=float(now),
             opened_at=float(opened_at),
+            weights=members.weights(model.decode(), weights) if weights else None,
         )
 
     async def commit(self, fence: Fence, outcome: Outcome, *, revoke: bool = False) -> Receipt:
@@ -162,6 +168,8 @@ class RedisLedger(RedisViews):
                 args = ["generated", *args, payload, members.encode(ticket)]
             case Ended(summary=summary, row=row):
                 args = ["ended", *args, summary.state, summary.model_dump_json(exclude_defaults=True), row]
+                usage = summary.usage
+                args += [_counter(summary), usage.prompt_tokens, usage.completion_tokens]
             case Retry(delay=delay, counted=counted, lost=lost, reason=reason):
                 follower = next_ticket(fence, fence.stage, fence.attempt + 1, fence.losses + lost)
                 args = ["retry", *args, delay, int(counted), members.encode(follower), int(lost)]
@@ -194,7 +202,7 @@ class RedisLedger(RedisViews):
         args: list[Any] = [run_id, summary.example_index, summary.sample_index, summary.state]
         args += [summary.model_dump_json(exclude_defaults=True), ended.row]
         args += ["" if waiting_attempt is None else waiting_attempt]
-        args += [names.claims_key(""), names.revoked_key(""), _TOLD_FOR]
+        args += [names.claims_key(""), names.revoked_key(""), _TOLD_FOR, _counter(summary)]
         return bool(await self._run_script("end", keys, *args))
 
     @at_the_edge
@@ -229,8 +237,59 @@ class RedisLedger(RedisViews):
     async def drop_lease(self, worker: str) -> None:
         """See ``Ledger.drop_lease``."""
         keys = [names.leases_key(), names.worker_key(worker), names.claims_key(worker)]
+        keys += [names.probes_key(), names.round_trips_key()]
         await self._run_script("drop_lease", keys, worker)
+
+    async def probe(self) -> int:
+        """See ``Ledger.probe``."""
+        keys = [names.leases_key(), names.probes_key()]
+        return int(await self._run_script("probe", keys, names.worker_key(""), SERVER))
+
+    async def answer_probe(self, worker: str) -> bool:
+        """See ``Ledger.answer_probe``."""
+        keys = [names.probes_key(), names.round_trips_key()]
+        return bool(await self._run_script("answer_probe", keys, worker))
+
+    async def census(self) -> Census:
+        """See ``Ledger.census``."""
+        keys = [names.runs_key(), names.totals_key(), *map(names.waiting_key, Stage), names.delayed_key()]
+        counters = (*LASTING, *PASSING)
+        answer = await self._run_script("census", keys, names.run_key(""), *counters)
+        now, gone, there, states, delayed, *lines = answer
+        sums = dict(zip(counters, there, strict=True))
+        ended = sums["succeeded"] + sums["failed"] + sums["cancelled"]
+        return Census(
+            totals=totals_of({name: sums[name] + was for name, was in zip(counters, gone, strict=True)}),
+            runs=Counter(RunState(state.decode()) for state in states),
+            queued=sums["queued"],
+            in_flight=sums["accepted"] - ended - sums["queued"],
+            unarchived=ended - sums["archived"],
+            delayed=delayed,
+            waiting={
+                stage: Line(tickets=tickets, oldest=max(0.0, float(now) - float(since)) if since else 0.0)
+                for stage, tickets, since in zip(Stage, lines[::2], lines[1::2], strict=True)
+            },
+        )
+
+    async def lead(self, office: str, holder: str, term: float) -> bool:
+        """See ``Ledger.lead``."""
+        milliseconds = max(1, round(term * 1000))
+        return bool(await self._run_script("lead", [names.office_key(office)], holder, milliseconds))
+
+    async def resign(self, office: str, holder: str) -> None:
+        """See ``Ledger.resign``."""
+        await self._run_script("resign", [names.office_key(office)], holder)
+
+    async def announce(self, weights: Weights) -> bool:
+        """See ``Ledger.announce``."""
+        said = weights.model, weights.version, secrets.token_hex(4), weights.uri
+        return bool(await self._run_script("announce", [names.weights_key()], *said))
 
     async def close(self) -> None:
         """See ``Ledger.close``."""
         await self._edge.close()
+
+
+def _counter(summary: Summary) -> str:
+    """Return the counter of a failure's class; empty where nothing failed."""
+    return f"{FAILURE}{summary.failure_class}" if summary.failure_class else ""

@@ -11,6 +11,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.edge import passes
+from gym_queue.telemetry.story import outside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ class Scripts:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append((name, (*keys, *args), len(keys), future))
         if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush())
+            self._flusher = outside(self._flush())
         return await future
 
     async def _flush(self) -> None:

@@ -17,7 +17,7 @@ from gym_queue.records import Example, RunSpec, RunState, RunStatus, Stage, Summ
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gym_queue.records import Fence, Ticket
+    from gym_queue.records import Fence, Ticket, Weights
 
 _COUNTERS = tuple(name for name in RunStatus.model_fields if name not in ("spec", "state", "opened_at"))
 
@@ -34,6 +34,12 @@ def seconds(time: Sequence[int]) -> float:
 
 def _batches(some: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (some[start : start + _BATCH] for start in range(0, len(some), _BATCH))
+
+
+def _round_trip(taken: bytes | None, asked: bytes | None, now: float) -> float | None:
+    """Return how long a worker's last probe took, or the one that is on its way has, if that is more."""
+    known = [float(taken)] if taken else []
+    return max(known + ([now - float(asked)] if asked else []), default=None)
 
 
 class RedisViews:
@@ -69,11 +75,14 @@ class RedisViews:
         )
 
     @at_the_edge
-    async def open_rollouts(self, run_id: str, limit: int) -> list[OpenRollout]:
+    async def open_rollouts(
+        self, run_id: str, limit: int, examples: Sequence[int] | None = None
+    ) -> list[OpenRollout]:
         """See ``Ledger.open_rollouts``."""
         found: list[OpenRollout] = []
-        indices = await self._client.zrange(names.groups_key(run_id), 0, limit - 1)
-        for batch in _batches([int(index) for index in indices]):
+        if examples is None:
+            examples = await self._client.zrange(names.groups_key(run_id), 0, limit - 1)
+        for batch in _batches(sorted(map(int, examples))):
             if len(found) < limit:
                 found += await self._open_rollouts(run_id, batch)
         return found[:limit]
@@ -180,7 +189,9 @@ class RedisViews:
         pipeline = self._client.pipeline(transaction=False)
         pipeline.time()
         pipeline.zrange(names.leases_key(), 0, -1, withscores=True)
-        time, beats = await pipeline.execute()
+        pipeline.hgetall(names.probes_key())
+        pipeline.hgetall(names.round_trips_key())
+        time, beats, asked, taken = await pipeline.execute()
         for worker, _ in beats:
             pipeline.hgetall(names.worker_key(worker.decode()))
         infos = await pipeline.execute()
@@ -189,6 +200,7 @@ class RedisViews:
                 worker=worker.decode(),
                 age=max(0.0, seconds(time) - beat),
                 info={field.decode(): value.decode() for field, value in info.items()},
+                round_trip=_round_trip(taken.get(worker), asked.get(worker), seconds(time)),
             )
             for (worker, beat), info in zip(beats, infos, strict=True)
         ]
@@ -243,3 +255,9 @@ class RedisViews:
         if stale:
             await self._client.zrem(names.claims_key(worker), *stale)
         return found
+
+    @at_the_edge
+    async def weights(self, model: str) -> Weights | None:
+        """See ``Ledger.weights``."""
+        known = await self._client.hget(names.weights_key(), model)
+        return members.weights(model, known) if known else None

@@ -12,6 +12,8 @@ from gym_queue.endings import Place
 from gym_queue.records import RunState, Timings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gym_queue.ledger.base import Ledger, OpenRollout
     from gym_queue.records import RunSpec
 
@@ -52,10 +54,19 @@ async def cancel_rollout(
     status = await ledger.run(run_id)
     if status is None:
         return False
-    for rollout in await ledger.open_rollouts(run_id, max(1, status.accepted - status.ended)):
-        if (rollout.example_index, rollout.sample_index) == (example_index, sample_index):
+    for rollout in await ledger.open_rollouts(run_id, status.spec.samples, [example_index]):
+        if rollout.sample_index == sample_index:
             return await _cancel(ledger, status.spec, rollout, reason)
     return False
+
+
+async def cancel_samples(ledger: Ledger, spec: RunSpec, reasons: Mapping[int, str]) -> int:
+    """End the open samples of some examples of a run as cancelled, each example's for its reason. Returns how
+    many. Safe to repeat.
+    """
+    rollouts = await ledger.open_rollouts(spec.run_id, len(reasons) * spec.samples, list(reasons))
+    ends = (_cancel(ledger, spec, rollout, reasons[rollout.example_index]) for rollout in rollouts)
+    return sum(await asyncio.gather(*ends))
 
 
 async def _cancel(ledger: Ledger, spec: RunSpec, rollout: OpenRollout, reason: str) -> bool:

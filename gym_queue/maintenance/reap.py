@@ -36,7 +36,8 @@ async def reap(ledger: Ledger, publisher: Publisher, worker_timeout: float) -> i
     for lease in await ledger.leases():
         worker = lease.worker
         if lease.age > worker_timeout:
-            words = f"worker {worker} was silent for {lease.age:.0f} s"
+            kind = "server" if lease.is_server else "worker"
+            words = f"{kind} {worker} was silent for {lease.age:.0f} s"
             taken += await bury(ledger, publisher, worker, words)
             _log.warning("%s and is given up", words)
             continue

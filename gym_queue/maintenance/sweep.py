@@ -33,6 +33,7 @@ async def sweep(ledger: Ledger, broker: SweepBroker, settings: Settings, payload
     """
     duties = {
         "reap": partial(reap, ledger, broker, settings.worker_timeout),
+        "probe": partial(ledger.probe),
         "expire": partial(expire, ledger),
         "cancel": partial(finish_cancelled, ledger),
         "audit": partial(audit, ledger, broker, broker, settings.sweep_interval),

@@ -88,6 +88,7 @@ class Caretaker:
         self._there_since = 0.0
         self._renew_at = 0.0
         self._known = False
+        self._renewed_at: float | None = None
         self._idle: Collection[Attempt] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.Task[None] | None = None
@@ -99,6 +100,11 @@ class Caretaker:
             self._loop = asyncio.new_event_loop()
             self._over = asyncio.Event()
             self._thread.start()
+
+    @property
+    def silence(self) -> float | None:
+        """Seconds since the lease was renewed; ``None``: there is none yet. Any thread may ask."""
+        return None if self._renewed_at is None else time.monotonic() - self._renewed_at
 
     def sweep(self) -> None:
         """Sweep now, if no sweep of this process is under way. Any thread may ask."""
@@ -150,6 +156,7 @@ class Caretaker:
                 await self._renew()
             if revoked := await self._pulse.revoked(self._ward.name, _MANY):
                 self._ward.drop(revoked)
+            await self._pulse.answer_probe(self._ward.name)
         except LedgerError:  # it says so itself, once
             return
         except Exception:  # noqa: BLE001 - whatever it was: without a lease the worker loses all its work
@@ -165,6 +172,7 @@ class Caretaker:
     async def _renew(self) -> None:
         ward = self._ward
         known = await self._pulse.heartbeat(ward.name, ward.info())
+        self._renewed_at = time.monotonic()
         if self._known and not known:
             _log.warning("this worker had been given up: others have its work now, and it drops it")
         self._known = True

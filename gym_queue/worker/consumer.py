@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from typing import Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.consumer import CONNECTION_RETRY
 from celery.worker.state import maybe_shutdown
@@ -30,6 +32,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_news)
 
+# To go on with tickets in hand after a connection was lost is our choice; Celery would warn of it each time.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module=__name__)
+
 
 class PatientConsumer(Consumer):
     """Celery's, without its chatter between workers, which costs each of them a message of all others."""
@@ -40,6 +45,11 @@ class PatientConsumer(Consumer):
         self._pause = _FIRST_PAUSE
         self._connected_at = 0.0
         super().__init__(*args, worker_options=(worker_options or {}) | quiet, **kwargs)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker was there when it was last heard of. Any thread may ask."""
+        return self._connected_at > 0.0
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, however long it takes; a shutdown ends it."""

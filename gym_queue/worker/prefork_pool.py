@@ -42,7 +42,8 @@ _CHECK_EVERY = 0.25
 _MARGIN = 1.0
 """Seconds that a verifier has, past its deadline, to give up by itself."""
 
-_MOST_CHILDREN = 1024
+MOST_CHILDREN = 1024
+"""More would have no place in memory that is shared."""
 
 
 class Deadlines:
@@ -76,7 +77,7 @@ class Deadlines:
         return seconds if until and self._now() > until + _MARGIN else None
 
 
-DEADLINES = Deadlines(_MOST_CHILDREN)
+DEADLINES = Deadlines(MOST_CHILDREN)
 
 
 def watch(seconds: float | None) -> None:

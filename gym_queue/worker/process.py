@@ -16,10 +16,12 @@ from gym_queue import assembly, names
 from gym_queue.celery_app import CeleryBroker, make_app
 from gym_queue.pipeline import Pipeline
 from gym_queue.settings import Settings
-from gym_queue.telemetry.logging import configure
+from gym_queue.telemetry.logging import configure_process
 from gym_queue.telemetry.machine import machine
+from gym_queue.telemetry.tracing import make_tracer
 from gym_queue.worker.asyncio_pool import FollowPrefetch
 from gym_queue.worker.caretaker import Caretaker, SweepWhenTold, TakeCare
+from gym_queue.worker.port import OpenPort, WorkerPort
 from gym_queue.worker.prefork_pool import watch
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from gym_queue.engines.base import Engine
     from gym_queue.pipeline import Attempt
     from gym_queue.records import Fence, Ticket
+    from gym_queue.telemetry.story import Observer
     from gym_queue.worker.prefork_pool import ChildEndedError
 
 
@@ -49,16 +52,19 @@ class Worker:
         self.caretaker = Caretaker(self)
         self.pool: Any = None
         self.hub: Any = None
+        self.consumer: Any = None
+        self.port = WorkerPort(self) if self.settings.metrics_port else None
+        self.app.steps["worker"].add(OpenPort)
         setup_logging.connect(self._configure_logging, weak=False)
         self._lock = threading.Lock()
         self._pid = 0
 
     def _configure_logging(self, **_: Any) -> None:
-        configure(self.settings.log_level, self.kind)
+        configure_process(self.settings, self.kind)
 
     def begin(self, consumer: Any) -> None:
         """Celery's parts are there, and the broker. On the main thread, after each (re)connect."""
-        self.pool, self.hub = consumer.pool, consumer.hub
+        self.consumer, self.pool, self.hub = consumer, consumer.pool, consumer.hub
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))  # Ctrl-C means the same
         self.caretaker.start()
 
@@ -79,7 +85,7 @@ class Worker:
             "pid": str(os.getpid()),
             "slots": str(self.pool.limit),
             "used": str(self.pool.used),
-        }
+        } | ({"metrics": self.port.url} if self.port else {})
 
     @property
     def pipeline(self) -> Pipeline:
@@ -93,7 +99,14 @@ class Worker:
 
     def _make_pipeline(self, **options: Any) -> Pipeline:
         ledger, broker = assembly.make_ledger(self.settings), CeleryBroker(self.app)
-        return Pipeline(ledger, broker, self._engine, assembly.make_environment, self.name, **options)
+        observers: list[Observer] = [self.port.meter] if self.port else []
+        if tracer := make_tracer(self.kind, self.name):
+            observers.append(tracer)
+        return Pipeline(
+            *(ledger, broker, self._engine, assembly.make_environment, self.name),
+            observers=observers,
+            **options,
+        )
 
     async def _engine(self, model: str) -> Engine:
         if model not in self._engines:

@@ -18,6 +18,11 @@ def _told(**_: Any) -> None:
     _times += 1
 
 
+def is_under_way() -> bool:
+    """Return whether this process was told to end."""
+    return _times > 0
+
+
 def is_urgent() -> bool:
     """Return whether what still runs is to be handed back at once."""
     return _times > 1

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from gym_queue.errors import ConflictError
 from gym_queue.ledger.base import Ended
 from gym_queue.lifecycle import RUNNING_STATE, WAITING_STATE
-from gym_queue.records import Fence, Group, RunState, Stage, Ticket
+from gym_queue.records import Fence, Group, RunState, Stage, Ticket, Weights
 from tests.contract.ledger_model import (
     RUN,
     SOON,
@@ -157,6 +157,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         assert claim is not None
         assert claim.example == example(ticket.example_index)
+        assert claim.weights == (model.weights if ticket.stage is Stage.GENERATE else None)
         assert [sample.fence for sample in claim.samples] == [fence_of(ticket, s, worker) for s in wanted]
         self.leases.add(worker)
         for sample in claim.samples:
@@ -236,6 +237,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.run(self.ledger.count_republished(run_id, tickets))
         self.model.republished += tickets if run_id == RUN else 0
 
+    @rule(version=st.integers(0, 12))
+    def announce(self, version: int) -> None:
+        weights = Weights(model=SPEC.model, version=version, uri=f"after {len(self.model.log)} rollouts")
+        newest = self.model.weights
+        is_newer = newest is None or version > newest.version
+        assert self.run(self.ledger.announce(weights)) is is_newer
+        self.model.weights = weights if is_newer else newest
+
     @rule(state=st.sampled_from([RunState.OPEN, RunState.OPEN, RunState.PAUSED]))
     def pause_or_open(self, state: RunState) -> None:
         final = self.model.state is RunState.CANCELLED
@@ -297,9 +306,16 @@ class LedgerMachine(RuleBasedStateMachine):
         leases = await ledger.leases()
         generate = await ledger.waiting(Stage.GENERATE, 0, EVERYTHING)
         verify = await ledger.waiting(Stage.VERIFY, 0, EVERYTHING)
+        assert await ledger.weights(SPEC.model) == model.weights
         assert status is not None
         assert status.model_copy(update={"opened_at": 0.0}) == model.status()
         assert status.open == status.accepted - status.archived
+        census = await ledger.census()
+        here = {
+            name: getattr(status, name) for name in type(census.totals).model_fields if hasattr(status, name)
+        }
+        assert {name: getattr(census.totals, name) for name in here} == here
+        assert (census.queued, census.in_flight) == (status.queued, status.in_flight)
         said = [(event.summary.example_index, event.summary.sample_index) for event in events]
         assert [(*place, event.summary.state) for place, event in zip(said, events, strict=True)] == (
             model.log[model.archived :]

@@ -8,7 +8,18 @@ from typing import Literal
 
 from gym_queue.ledger.base import Ended, Generated, Outcome, Retry, next_ticket
 from gym_queue.lifecycle import RUNNING_STATE, TERMINAL, WAITING_STATE, RolloutState
-from gym_queue.records import Example, Fence, RunSpec, RunState, RunStatus, Stage, Summary, Ticket, Timings
+from gym_queue.records import (
+    Example,
+    Fence,
+    RunSpec,
+    RunState,
+    RunStatus,
+    Stage,
+    Summary,
+    Ticket,
+    Timings,
+    Weights,
+)
 
 RUN = "run-1"
 SPEC = RunSpec(run_id=RUN, model="stub:", samples=3)
@@ -58,6 +69,7 @@ class Model:
     lost: int = 0
     refused: int = 0
     republished: int = 0
+    weights: Weights | None = None
     dropped: int = 0
 
     def wanted(self, ticket: Ticket) -> list[int]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import fsspec
 
+from gym_queue import names
 from gym_queue.ledger.by_reference import ByReference
 from gym_queue.ledger.payloads import Payloads
 from gym_queue.ledger.redis import RedisLedger
@@ -27,8 +28,12 @@ def unwrapped(ledger: Ledger) -> Ledger:
 
 
 async def lasting_keys(ledger: RedisLedger) -> set[str]:
-    """Return the keys that have no expiry: nobody will ever delete them."""
-    return {key.decode() for key in await ledger._client.keys("*") if await ledger._client.ttl(key) == -1}
+    """Return the keys that have no expiry: nobody will ever delete them. The newest weights and the totals
+    outlive runs.
+    """
+    meant = {names.weights_key(), names.totals_key()}
+    keys = [key async for key in ledger._client.scan_iter() if key.decode() not in meant]
+    return {key.decode() for key in keys if await ledger._client.ttl(key) == -1}
 
 
 async def leftovers(ledger: Ledger) -> list[object]:

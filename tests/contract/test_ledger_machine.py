@@ -9,6 +9,7 @@ import redis
 from hypothesis import settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
+from gym_queue import names
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.ledger.redis import RedisLedger
 from gym_queue.ledger.references import KEY, decode
@@ -28,6 +29,8 @@ class MemoryMachine(LedgerMachine):
 
     def check_that_nothing_is_left(self) -> None:
         left = {name: value for name, value in vars(self.ledger).items() if isinstance(value, dict)}
+        assert left.pop("_gone")["accepted"] == len(self.model.rollouts)  # meant to stay: the totals
+        del left["_weights"]  # they outlive runs
         assert not any(left.values()), left
 
 
@@ -38,7 +41,10 @@ class RedisMachine(LedgerMachine):
         super().__init__(RedisLedger(url))
 
     def check_that_nothing_is_left(self) -> None:
-        assert [key for key in self.server.keys("*") if self.server.ttl(key) == -1] == []
+        totals = names.totals_key()
+        assert int(self.server.hget(totals, "accepted")) == len(self.model.rollouts)
+        lasting = {key.decode() for key in self.server.keys("*") if self.server.ttl(key) == -1}
+        assert lasting <= {names.weights_key(), totals}  # they outlive runs
 
     @invariant()
     def only_what_is_needed_is_kept(self) -> None:

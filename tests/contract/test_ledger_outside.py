@@ -161,6 +161,11 @@ async def test_open_rollouts_are_shown_as_they_stand_the_oldest_groups_first(led
     fewer = await ledger.open_rollouts(RUN, 3)
     assert [(s.example_index, s.sample_index) for s in fewer] == [(9, 0), (9, 1), (10, 0)]
     assert await ledger.open_rollouts("no-such-run", 10) == []
+    some = await ledger.open_rollouts(RUN, 10, [11, 9])
+    assert [(s.example_index, s.sample_index) for s in some] == [(9, 0), (9, 1), (11, 0), (11, 1)]
+    assert await ledger.open_rollouts(RUN, 10, [8, 12]) == []
+    assert await ledger.open_rollouts(RUN, 10, []) == []
+    assert len(await ledger.open_rollouts(RUN, 1, [9])) == 1
 
 
 async def test_whereabouts_of_a_rollout_that_waits(ledger: Ledger) -> None:

@@ -146,6 +146,9 @@ async def drain(ledger: RedisLedger, tickets: list[Ticket], fences: list[Fence],
     for fence in [four, *rest, *await claimed(ledger, tickets[20])]:
         assert (await ledger.commit(fence, ended(fence))).accepted
     await ledger.drop_lease("new")
+    for _ in range(2):  # who acknowledges must be able to lead
+        assert await ledger.lead("coordinator", "a", 60.0)
+    await ledger.resign("coordinator", "a")
     return (await ledger.events(RUN, "", 1000, 0))[-1].position
 
 

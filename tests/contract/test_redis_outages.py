@@ -17,7 +17,7 @@ from gym_queue.embedded.preflight import check_redis
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.base import Generated, Retry
 from gym_queue.ledger.connection import Patience
-from gym_queue.records import Stage
+from gym_queue.records import Stage, Weights
 from gym_queue.testing import async_wait_until
 from tests.contract.redis_trouble import Network, Sentinels, ledger_at, said
 from tests.contract.test_ledger import RUN, claimed, ended, submit
@@ -225,6 +225,14 @@ async def test_a_refusal_whose_answer_is_lost_is_a_refusal(network: Network) -> 
         network.answers_to_lose = 1
         assert not (await ledger.commit(fence, ended(fence))).accepted
         assert network.answers_to_lose == 0
+
+
+async def test_an_announcement_whose_answer_is_lost_is_no_refusal(network: Network) -> None:
+    async with ledger_at(network.url) as ledger:
+        network.answers_to_lose = 1
+        assert await ledger.announce(Weights(model="stub:", version=1))
+        assert network.answers_to_lose == 0
+        assert not await ledger.announce(Weights(model="stub:", version=1))
 
 
 async def test_commits_are_remembered_for_a_while_only(server: RedisServer) -> None:

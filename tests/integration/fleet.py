@@ -169,6 +169,10 @@ class Fleet:
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
+    def text(self, name: str) -> str:
+        """Return all that a process has said."""
+        return self._log(name).read_text()
+
     def log(self, name: str, *, containing: str = "") -> list[str]:
         """Return the lines of a process's log that contain a text, without Celery's banner."""
         lines = self._log(name).read_text().splitlines()

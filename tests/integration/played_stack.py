@@ -149,7 +149,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(execution, "EmbeddedStack", FakeStack)
     monkeypatch.setattr(execution, "Coordinator", FakeCoordinator)
-    monkeypatch.setattr(execution, "configure", lambda *_: None)
+    monkeypatch.setattr(execution, "configure", lambda *_, **__: None)
     monkeypatch.setattr(assembly, "make_ledger", lambda _: MemoryLedger())
     monkeypatch.setattr(assembly, "make_broker", lambda _: FakePublisher())
     for owner, values in (

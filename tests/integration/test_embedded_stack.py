@@ -105,6 +105,33 @@ async def test_what_ignores_term_is_killed_with_its_children(
         await async_wait_until(lambda: not running(child), what="the child's end")
 
 
+@pytest.mark.usefixtures("own_redis")
+async def test_services_end_before_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = textwrap.dedent(
+        """
+        import os, pathlib, signal, sys
+        from redis import Redis
+        def end(*_):
+            with Redis.from_url(os.environ["GYM_QUEUE_REDIS_URL"]) as client:
+                os.kill(int(client.hget("pids", "gpu1")), 0)
+            print("the worker is there", flush=True)
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        print("serving", flush=True)
+        while True:
+            signal.pause()
+        """
+    )
+    play(monkeypatch, {"gpu1": worker("gpu1")})
+    services = {"head": worker("head", service)}
+    async with EmbeddedStack(Settings(), tmp_path, workers=1, verifiers=0, services=services) as stack:
+        pids, log = Pids(stack.settings.redis_url), tmp_path / "logs" / "head.log"
+        await stack.wait_ready(pids.ready)
+        await async_wait_until(lambda: "serving" in log.read_text(), what="the service")
+        pids.client.close()
+    assert "the worker is there" in log.read_text()
+
+
 async def test_a_redis_of_the_users_is_used_and_left_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_redis: RedisServer
 ) -> None:

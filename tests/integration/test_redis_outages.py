@@ -58,10 +58,8 @@ def full(_server: RedisServer, client: redis.Redis) -> Iterator[None]:
 @contextmanager
 def unable_to_write_its_file(server: RedisServer, client: redis.Redis) -> Iterator[None]:
     """A failed snapshot has the same effect as a full disk: every write, and PING, is refused (MISCONF)."""
-    gone = server.folder / "gone"
-    gone.mkdir()
-    client.config_set("dir", str(gone))
-    gone.rmdir()
+    in_the_way = server.folder / "dump.rdb"
+    in_the_way.mkdir()
     client.config_set("save", "1 1")
     client.bgsave()
     while client.info("persistence")["rdb_last_bgsave_status"] != "err":

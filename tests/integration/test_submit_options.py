@@ -140,7 +140,7 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"HEAD_SERVER_URL": "http://head:11000"}, "submitting to a head is not possible in this version"),
+        ({"HEAD_SERVER_URL": "head:11000"}, "'head:11000' is no address of a head"),
         ({"GYM_QUEUE_WINDOW": "many"}, "the setting window cannot be used: "),
         ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL cannot be used: LOUD is no level"),
     ],
@@ -164,7 +164,6 @@ def test_a_settings_file_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--head", "http://head"], "submitting to a head is not possible in this version"),
         (["--size", "3"], "--size is for an environment's own examples"),
         (["--retry", "timeout"], "--retry is for output that is there: give --resume as well"),
         (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gym_queue.ledger.base import Event
 from gym_queue.output import FailedRow, RolloutRow, SucceededRow
-from gym_queue.records import FailureClass, Stage, Summary, Timings, Usage, rollout_id
+from gym_queue.records import FailureClass, Stage, Summary, Timings, Tokens, Usage, rollout_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,8 +25,11 @@ def ended(
     failure_class: FailureClass = FailureClass.TIMEOUT,
     seconds: float = 2.0,
     padding: str = "",
+    version: int | None = None,
 ) -> Event:
-    """Return the event of one ended rollout; ``padding`` makes its row longer."""
+    """Return the event of one ended rollout; ``padding`` makes its row longer. With ``version``, it has a
+    token of those weights and one of the next.
+    """
     failed = state == "failed"
     facts: dict[str, Any] = {
         "attempt": 1,
@@ -36,7 +39,13 @@ def ended(
     }
     place: dict[str, Any] = {"example_index": example, "sample_index": sample, "state": state}
     outcome: dict[str, Any] = {"reward": reward, "metrics": metrics or {}} if state == "succeeded" else {}
-    summary = Summary(**place, **facts, **outcome, failure_class=failure_class if failed else None)
+    summary = Summary(
+        **place,
+        **facts,
+        **outcome,
+        failure_class=failure_class if failed else None,
+        weight_version=version,
+    )
     common: dict[str, Any] = {
         **place,
         **facts,
@@ -46,7 +55,7 @@ def ended(
         "environment": "rows",
         "model": "stub:",
         "messages": ({"role": "user", "content": f"What is {example}? {padding}"},),
-        "trajectory": None,
+        "trajectory": None if version is None else sampled_by(version),
         "finish_reason": "stop",
     }
     row: RolloutRow
@@ -56,6 +65,13 @@ def ended(
         known = {"class": failure_class, "stage": Stage.GENERATE, "error": "too slow"}
         row = FailedRow(**common, **(known if failed else dict.fromkeys(known)))
     return Event(position=f"{example}-{sample}", summary=summary, row=row.model_dump_json().encode())
+
+
+def sampled_by(version: int) -> Tokens:
+    """Return a prompt token, one sampled by the next version, and one by this."""
+    return Tokens(
+        token_ids=(1, 2, 3), logprobs=None, loss_mask=(0, 1, 1), weight_version=(-1, version + 1, version)
+    )
 
 
 def places(path: Path) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gym_queue.engines.base import Engine as AnyEngine
     from gym_queue.ledger.base import Event, Ledger
     from gym_queue.records import Trajectory
+    from gym_queue.telemetry.story import Observer
 
 RUN = "run-1"
 
@@ -124,6 +125,7 @@ class Road:
     publisher: RecordingPublisher = field(default_factory=RecordingPublisher)
     worker: str = "gpu"
     slots: int | None = None
+    observers: Sequence[Observer] = ()
 
     def __post_init__(self) -> None:
         async def engine(_: str) -> AnyEngine:
@@ -136,6 +138,7 @@ class Road:
             lambda _: self.world,
             worker=self.worker,
             slots=self.slots,
+            observers=self.observers,
         )
 
     async def submit(self, *groups: Group, **changes: Any) -> list[Ticket]:

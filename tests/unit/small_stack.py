@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gym_queue.coordinator.archive import Archive
+from gym_queue.coordinator.groups import Groups
 from gym_queue.coordinator.metrics import Metrics
+from gym_queue.coordinator.progress import ProgressFile
 from gym_queue.coordinator.run import Coordinator
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.memory import MemoryLedger
 from gym_queue.maintenance.audit import audit
-from gym_queue.maintenance.cancel import cancel_run
+from gym_queue.maintenance.cancel import cancel_run, cancel_samples
 from gym_queue.maintenance.reap import reap
 from gym_queue.pipeline import Pipeline
 from gym_queue.records import Example, Limits, RunSpec, Stage, Ticket
@@ -43,16 +45,17 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gym_queue.coordinator.run._DUE_INTERVAL", 0.01)
     monkeypatch.setattr("gym_queue.coordinator.feeder._PATIENCE", 0.01)
     monkeypatch.setattr("gym_queue.coordinator.aggregator._WAIT", 0.01)
-    monkeypatch.setattr("gym_queue.coordinator.aggregator._FULL_DISK_PAUSE", 0.01)
+    monkeypatch.setattr("gym_queue.coordinator.room._PAUSE", 0.01)
 
 
 class Examples:
-    """A source of ``count`` examples."""
+    """A source of ``count`` examples, which may grow while it is not ``closed``."""
 
     fingerprint = "examples"
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, closed: bool = True) -> None:
         self.count = count
+        self.closed = closed
 
     def examples(self, start: int) -> Iterator[Example]:
         for index in range(start, self.count):
@@ -123,6 +126,7 @@ class Stack:
         while True:
             with suppress(LedgerError):
                 await self.ledger.heartbeat("worker", {})
+                self.pipeline.drop(await self.ledger.revoked("worker", 1000))
                 await reap(self.ledger, self.queues, 3600.0)
                 await audit(self.ledger, self.queues, self.queues, 0.0)
             await asyncio.sleep(0.005)
@@ -166,17 +170,35 @@ class WatchedLedger(MemoryLedger):
 
 
 class Output:
-    """A run's files, as each of its coordinators finds them."""
+    """A run's files, as each of its coordinators finds them.
 
-    def __init__(self, folder: Path, *, name: str = RUN) -> None:
+    Args:
+        folder: where they are.
+        name: the run's id.
+        delivers: whether it decides groups and says how far it is, as runs of the head do.
+        spec: what differs from the plain run of ``SAMPLES`` samples.
+    """
+
+    def __init__(self, folder: Path, *, name: str = RUN, delivers: bool = False, **spec: Any) -> None:
         self.out = folder / f"{name}.jsonl"
         self.name = name
+        self._delivers = delivers
+        self._changes = spec
+
+    @property
+    def run_dir(self) -> Path:
+        return self.out.with_suffix(".run")
+
+    def spec(self, priority: int = 0) -> RunSpec:
+        limits = Limits(retry_base_delay=0.0, max_attempts=100)
+        plain = {"run_id": self.name, "model": "stub:", "samples": SAMPLES, "limits": limits}
+        return RunSpec.model_validate({**plain, "priority": priority, **self._changes})
 
     @asynccontextmanager
     async def coordinator(
         self,
         stack: Stack,
-        examples: int,
+        examples: int | Examples,
         *,
         archive: type[Archive] = Archive,
         window: int | None = 8,
@@ -184,25 +206,28 @@ class Output:
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> AsyncIterator[Coordinator]:
         """Make a coordinator that continues what the files hold."""
-        metrics = Metrics(SAMPLES)
-        spec = RunSpec(
-            run_id=self.name,
-            model="stub:",
-            samples=SAMPLES,
-            limits=Limits(retry_base_delay=0.0, max_attempts=100),
-            priority=priority,
-        )
-        with archive(self.out, SAMPLES).open(resume=True, on_row=metrics.add) as opened:
+        spec = self.spec(priority)
+        metrics = Metrics(spec.samples)
+        with ExitStack() as files:
+            opened = files.enter_context(
+                archive(self.out, spec.samples).open(resume=True, on_row=metrics.add)
+            )
+            groups = Groups(spec, self.run_dir).open(opened) if self._delivers else None
+            if groups:
+                files.callback(groups.close)
             yield Coordinator(
                 ledger=stack.ledger,
                 publisher=stack.queues,
                 spec=spec,
-                source=Examples(examples),
+                source=Examples(examples) if isinstance(examples, int) else examples,
                 archive=opened,
                 metrics=metrics,
                 window=window,
                 on_progress=on_progress,
                 cancel=partial(cancel_run, stack.ledger, self.name, "the run was cancelled"),
+                groups=groups,
+                cancel_samples=partial(cancel_samples, stack.ledger, spec),
+                progress=ProgressFile(self.run_dir) if self._delivers else None,
             )
 
     def places(self) -> list[tuple[int, int]]:

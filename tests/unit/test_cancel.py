@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gym_queue.errors import LedgerError
 from gym_queue.ledger.base import Retry
-from gym_queue.maintenance.cancel import cancel_rollout, cancel_run, finish_cancelled
+from gym_queue.maintenance.cancel import cancel_rollout, cancel_run, cancel_samples, finish_cancelled
 from gym_queue.records import RunState
 from gym_queue.testing import async_wait_until
-from tests.unit.road import RUN, Engine, Gate, Road, World, group
+from tests.unit.road import RUN, Engine, Gate, Road, World, group, run_spec
 
 if TYPE_CHECKING:
-    from gym_queue.ledger.base import Ended, Ledger
+    from gym_queue.ledger.base import Ended, Ledger, OpenRollout
 
 
 async def test_g1_a_cancelled_run_ends_all_that_is_open(
@@ -106,3 +106,42 @@ async def test_one_rollout_can_be_cancelled(ledger: Ledger) -> None:
     assert len(rows) == 4
     assert (rows[1, 1]["state"], rows[1, 1]["error"]) == ("cancelled", "a bad prompt")
     assert [row["state"] for place, row in sorted(rows.items()) if place != (1, 1)] == ["succeeded"] * 3
+
+
+async def test_the_open_samples_of_some_examples_can_be_cancelled(ledger: Ledger) -> None:
+    road = Road(World(inline=False), ledger=ledger)
+    one, two, three = await road.submit(*map(group, range(3)))
+    claim = await ledger.claim(two, "gpu", 60.0)
+    assert claim is not None
+    reasons = {0: "its group has 2 of 4", 1: "its group is dropped", 7: "never was"}
+    assert await cancel_samples(ledger, run_spec(), reasons) == 4
+    assert await cancel_samples(ledger, run_spec(), reasons) == 0
+    assert await ledger.revoked("gpu", 10) == [sample.fence for sample in claim.samples]
+    await road.work(one, three)
+    rows = {(row["example_index"], row["sample_index"]): row for row in await road.rows()}
+    assert [(row["state"], row.get("error")) for _, row in sorted(rows.items())] == [
+        ("cancelled", "its group has 2 of 4"),
+        ("cancelled", "its group has 2 of 4"),
+        ("cancelled", "its group is dropped"),
+        ("cancelled", "its group is dropped"),
+        ("succeeded", None),
+        ("succeeded", None),
+    ]
+
+
+async def test_who_cancels_a_few_samples_does_not_look_at_all(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    road = Road(ledger=ledger)
+    await road.submit(*map(group, range(50)))
+    look, seen = ledger.open_rollouts, []
+
+    async def count(*arguments: Any) -> list[OpenRollout]:
+        found = await look(*arguments)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(ledger, "open_rollouts", count)
+    assert await cancel_samples(ledger, run_spec(), {7: "a", 30: "b"}) == 4
+    assert await cancel_rollout(ledger, RUN, 40, 1, "a bad prompt")
+    assert seen == [4, 2]

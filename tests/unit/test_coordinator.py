@@ -12,7 +12,7 @@ from gym_queue.coordinator.archive import Archive
 from gym_queue.coordinator.run import Interrupted
 from gym_queue.errors import ConflictError, StorageError
 from gym_queue.ledger.memory import MemoryLedger
-from gym_queue.records import RunState
+from gym_queue.records import RunState, RunStatus
 from gym_queue.testing import async_wait_until
 from tests.unit.road import RUN, Engine, Gate, run_spec
 from tests.unit.small_stack import FlakyLedger, Output, Stack, WatchedLedger, everything, hurry
@@ -219,6 +219,41 @@ async def test_a_run_under_one_of_higher_priority_gets_little(
     assert first.places() == second.places() == everything(70)
 
 
+@pytest.mark.parametrize(("weight", "share"), [(1.0, 32), (3.0, 48), (0.6, 24), (0.01, 2)])
+async def test_runs_of_equal_priority_share_the_window_by_their_weights(
+    tmp_path: Path, weight: float, share: int
+) -> None:
+    """The first run, of weight 1, has the window full. However little a share is, a group is at work."""
+    gate, ledger = Gate(), WatchedLedger()
+    stack = Stack(ledger=ledger, engine=Engine(gate))
+    first, second = Output(tmp_path, name="first"), Output(tmp_path, name="second", weight=weight)
+    async with (
+        stack.up(),
+        first.coordinator(stack, 70, window=64) as one,
+        second.coordinator(stack, 70, window=64) as two,
+    ):
+        runs = [asyncio.create_task(one.run())]
+        await async_wait_until(lambda: ledger.most_open.get("first") == 64)
+        runs.append(asyncio.create_task(two.run()))
+        await async_wait_until(lambda: ledger.most_open.get("second") == share)
+        await settle()
+        assert (await ledger.status("second")).open == share
+        gate.open()
+        await asyncio.gather(*runs)
+    assert first.places() == second.places() == everything(70)
+
+
+async def test_shares_of_the_window_are_whole_and_only_peers_count(tmp_path: Path) -> None:
+    async with Output(tmp_path).coordinator(Stack(), 1, window=30) as coordinator:
+        mine = RunStatus(spec=run_spec(weight=0.1), state=RunState.OPEN)
+        peer = mine.model_copy(update={"spec": run_spec(run_id="b", weight=0.1), "accepted": 9})
+        idle = mine.model_copy(update={"spec": run_spec(run_id="c", weight=70.0)})
+        lower = peer.model_copy(update={"spec": run_spec(run_id="d", weight=70.0, priority=-1)})
+        share = coordinator._feeder._share
+        assert await share(mine, [mine, peer, peer, idle, lower]) == 10
+        assert await share(lower, [mine, peer, lower]) == 30 // 8
+
+
 # --- whatever dies ------------------------------------------------------------------------------------------
 
 
@@ -231,8 +266,8 @@ class Deadly:
         self.victim: asyncio.Task[Any] | None = None
         self._left = 0
 
-    def aim(self, victim: asyncio.Task[Any]) -> None:
-        self.victim, self._left = victim, self._chance.randint(1, 25)
+    def aim(self, victim: asyncio.Task[Any], most: int = 25) -> None:
+        self.victim, self._left = victim, self._chance.randint(1, most)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._ledger, name)

@@ -88,6 +88,7 @@ def test_a_row_may_belong_to_another_environment_that_takes_it_whole(path: Path)
         (b'{"prompt": "x", "level": 1e999}', "1e999 is no JSON number"),
         (b'{"prompt": "\\ud800"}', "half of a surrogate pair"),
         (b'{"prompt": ' + b"[" * 100_000, "not JSON that can be used"),
+        (b'{"prompt": "x", "level": ' + b'[{"a": ' * 60 + b"1" + b"}]" * 60 + b"}", "more than 100 deep"),
         (b'{"level": 3}', "the row has no 'prompt'"),
         (b'{"prompt": "x", "id": true}', "'id' must be text or a number, not true"),
         (b'{"prompt": "x", "id": ""}', "'id' must be text or a number"),

@@ -4,15 +4,16 @@
 -- KEYS[3] sorted set   waiting:<stage>       tickets by the time they were queued
 -- KEYS[4] sorted set   claims:<worker>       attempts the worker owns, by deadline
 -- KEYS[5] sorted set   leases                workers by last heartbeat
+-- KEYS[6] hash         weights              newest announced weights by model
 -- ARGV waiting state, running state, attempt, worker, nonce of this call, lease in seconds, ticket, losses, then two a
 --      sample: sample index, claim
--- Returns nil if nothing is granted, else {now, run opened at, example, accepted at, {sample, queued at, failures, payload or ''}, ...}.
+-- Returns nil if nothing is granted, else {now, run opened at, example, accepted at, model, weights or '', {sample, queued at, failures, payload or ''}, ...}.
 -- An owner without a lease gets one, for the sweep looks for claims under leases: it may have been given up for dead.
 -- A ticket of a paused run goes to the end of the line, so that the audit gets to see those of other runs.
 -- The nonce lets a call whose answer was lost be repeated: what it was granted, it is granted again.
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
-local state, opened = unpack(redis.call('HMGET', KEYS[1], 'state', 'opened'))
+local state, opened, model = unpack(redis.call('HMGET', KEYS[1], 'state', 'opened', 'model'))
 if state == 'paused' and ARGV[1] == 'queued' then
   redis.call('ZREM', KEYS[3], '') -- a write that needs no memory: a Redis that is full lets what follows pass
   redis.call('ZADD', KEYS[3], 'XX', now, ARGV[7])
@@ -51,4 +52,5 @@ if started > 0 then
 end
 redis.call('ZADD', KEYS[5], 'NX', now, ARGV[4])
 local group = redis.call('HMGET', KEYS[2], 'example', 'at')
-return { now, opened, group[1], group[2], unpack(granted) }
+local weights = ARGV[1] == 'queued' and model and redis.call('HGET', KEYS[6], model)
+return { now, opened, group[1], group[2], model or '', weights or '', unpack(granted) }

@@ -12,7 +12,7 @@
 -- ARGV kind, stage, example index, sample index, attempt, worker, claim, nonce of this call, seconds to keep what is
 --      revoked or 0 to revoke nothing, and by kind:
 --      generated: payload, ticket to verify
---      ended:     final state, summary (JSON), row
+--      ended:     final state, summary (JSON), row, 'failed:CLASS' or '', prompt tokens, completion tokens
 --      retry:     delay in seconds, 1 if the failure counts else 0, ticket of the next attempt, 1 if the worker died else
 --                 0, reason or ''
 -- Returns 1 if written, 0 if refused.
@@ -53,6 +53,13 @@ if ARGV[1] == 'generated' then
 elseif ARGV[1] == 'ended' then
   redis.call('XADD', KEYS[8], '*', 's', ARGV[11], 'r', ARGV[12])
   redis.call('HINCRBY', KEYS[1], ARGV[10], 1)
+  if ARGV[13] ~= '' then
+    redis.call('HINCRBY', KEYS[1], ARGV[13], 1)
+  end
+  if ARGV[14] ~= '0' then
+    redis.call('HINCRBY', KEYS[1], 'prompt_tokens', ARGV[14])
+    redis.call('HINCRBY', KEYS[1], 'completion_tokens', ARGV[15])
+  end
   if redis.call('HINCRBY', KEYS[2], 'open', -1) == 0 then
     redis.call('DEL', KEYS[2])
     redis.call('ZREM', KEYS[7], ARGV[3])

@@ -7,7 +7,7 @@
 --         sorted set   claims:<worker>       attempts the worker owns, by deadline
 --         list         revoked:<worker>      attempts taken from the worker, for it to read
 -- ARGV run id, example index, sample index, final state, summary (JSON), row, the attempt that must still wait or '',
---      prefix of claims, prefix of revoked, seconds that revoked is kept
+--      prefix of claims, prefix of revoked, seconds that revoked is kept, 'failed:CLASS' or ''
 -- Returns 1, or 0 if the rollout had ended already, or waits no more.
 local field = 's:' .. ARGV[3]
 local record = redis.call('HGET', KEYS[2], field)
@@ -30,6 +30,9 @@ if running then
 end
 redis.call('XADD', KEYS[4], '*', 's', ARGV[5], 'r', ARGV[6])
 redis.call('HINCRBY', KEYS[1], ARGV[4], 1)
+if ARGV[11] ~= '' then
+  redis.call('HINCRBY', KEYS[1], ARGV[11], 1)
+end
 if at == 'queued' then
   redis.call('HINCRBY', KEYS[1], 'queued', -1)
 end

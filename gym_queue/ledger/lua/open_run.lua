@@ -2,7 +2,7 @@
 -- KEYS[1] string       idempotency:<key>   id of the run submitted under this key
 -- KEYS[2] hash         run:<run>           spec, state, counters
 -- KEYS[3] sorted set   runs                run ids by minus priority
--- ARGV run id, spec (JSON), minus priority, idempotency key
+-- ARGV run id, spec (JSON), minus priority, idempotency key, model
 -- Returns the id of the run that stands under the key, or nil if the run id was submitted under another key.
 local known = redis.call('GET', KEYS[1])
 if known then
@@ -14,6 +14,6 @@ end
 redis.call('SET', KEYS[1], ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
-redis.call('HSET', KEYS[2], 'spec', ARGV[2], 'state', 'open', 'opened', now, 'key', ARGV[4])
+redis.call('HSET', KEYS[2], 'spec', ARGV[2], 'state', 'open', 'opened', now, 'key', ARGV[4], 'model', ARGV[5])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 return ARGV[1]

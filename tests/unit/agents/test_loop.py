@@ -23,7 +23,7 @@ from gym_queue.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gym_queue.records import Message
+    from gym_queue.records import Message, Weights
 
 EXAMPLE = Example(id="e", environment="test", row={"prompt": "2+2"})
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
@@ -86,6 +86,9 @@ class Recorder:
             token_ids=(2, 3),
             logprobs=(-0.1, -0.2),
         )
+
+    async def load(self, weights: Weights) -> None:
+        """Nothing to load."""
 
     async def close(self) -> None:
         """Nothing to free."""

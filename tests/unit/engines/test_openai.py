@@ -10,7 +10,7 @@ from aiohttp import web
 from gym_queue.engines import openai
 from gym_queue.engines.openai import OpenAIEngine
 from gym_queue.errors import EngineSetupError, EngineUnavailableError, ModelError
-from gym_queue.records import Sampling, Usage
+from gym_queue.records import Sampling, Usage, Weights
 from gym_queue.settings import Settings
 from tests.unit.engines.endpoint import ASK, SETTINGS, TOOL, Endpoint, ask, ok
 
@@ -252,3 +252,22 @@ async def test_a_dropped_generation_is_worth_another_attempt(
     endpoint.script = [ok(choice={"finish_reason": "abort"})]
     with pytest.raises(EngineUnavailableError, match="aborted"):
         await ask(engine)
+
+
+@pytest.mark.parametrize(
+    ("reported", "version"),
+    [({}, 4), ({"metadata": {"weight_version": "7"}}, 7), ({"metadata": {"weight_version": "0"}}, 0)]
+    + [({"metadata": {"weight_version": text}}, 4) for text in ("default", "step-7", None)]
+    + [({"metadata": None}, 4), ({"metadata": {}}, 4)],
+)
+async def test_a_completion_carries_the_version_that_is_reported_else_the_announced_one(
+    engine: OpenAIEngine, endpoint: Endpoint, reported: dict[str, object], version: int
+) -> None:
+    async def announced_meanwhile(_: web.Request) -> web.StreamResponse:
+        await engine.load(Weights(model="m", version=5))
+        return ok(**reported)
+
+    endpoint.script = [announced_meanwhile]
+    await engine.load(Weights(model="m", version=4))
+    await engine.load(Weights(model="m", version=3))
+    assert (await ask(engine)).weight_version == version

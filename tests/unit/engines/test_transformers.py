@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gym_queue.agents.loop import act
+from gym_queue.engines import checkpoint
 from gym_queue.engines import transformers as engine_module
 from gym_queue.engines.transformers import TransformersEngine, check, create
 from gym_queue.environments.base import Environment, Observation
@@ -161,14 +162,14 @@ async def test_cancelling_stops_the_generation(engine: TransformersEngine) -> No
 
 async def test_concurrent_first_calls_load_once(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
-    load = engine_module._load
+    load = checkpoint.load
 
     def counted(name: str, settings: Settings) -> Any:
         assert threading.current_thread() is not threading.main_thread()
         loads.append(name)
         return load(name, settings)
 
-    monkeypatch.setattr(engine_module, "_load", counted)
+    monkeypatch.setattr(checkpoint, "load", counted)
     engine = create(tiny_model, SETTINGS)
     first = asyncio.create_task(ask(engine))
     await asyncio.sleep(0)
