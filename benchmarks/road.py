@@ -173,7 +173,7 @@ async def drain(options: argparse.Namespace, road: Road, stage: Stage) -> float:
 def _tenths(seen: list[float]) -> Sample:
     """Return the throughput of the first and last tenth of a run, by when rows were on the disk."""
     tenth = len(seen) // 10
-    if tenth < 100:  # noqa: PLR2004 - batches are larger
+    if tenth < 5000:  # noqa: PLR2004 - a few batches at least
         return {}
     first, last = seen[tenth] - seen[0], seen[-1] - seen[-tenth]
     return {"first_tenth": tenth / max(first, 1e-3), "last_tenth": tenth / max(last, 1e-3)}
