@@ -59,8 +59,8 @@ lint: install ## style, types, and who may import whom
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
 
-bench: install ## the overhead of the road against a plain Celery group
-	$(BIN)/python -m benchmarks.overhead
+bench: install ## what the road costs, beside other queues; BENCH='--quick' for two minutes
+	$(BIN)/python -m benchmarks $(BENCH)
 
 SEED ?= 1
 MINUTES ?= 10

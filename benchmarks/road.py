@@ -1,6 +1,6 @@
-"""The road itself: the real coordinator with a run of no-op rollouts, in a process of its own.
+"""The road itself: the real coordinator with a run, in a process of its own. The workers run already.
 
-The workers run already. Prints what the run cost, as JSON.
+Prints what the run cost, as JSON: a ``measurement.Sample``.
 """
 
 from __future__ import annotations
@@ -8,31 +8,48 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import tempfile
-import threading
 import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.metering import Meter
-from benchmarks.processes import cpu_seconds, own_peak_megabytes, peak_megabytes
+from benchmarks import probes
+from benchmarks.measurement import Stage, add_arguments, costs, memory
+from benchmarks.metering import Meter, publisher_seconds
 from gym_queue import assembly
 from gym_queue.coordinator.archive import Archive
 from gym_queue.coordinator.metrics import Metrics
 from gym_queue.coordinator.run import Coordinator
 from gym_queue.coordinator.source import JsonlSource
 from gym_queue.maintenance.cancel import cancel_run
-from gym_queue.records import RunSpec
+from gym_queue.records import Limits, RunSpec
+from gym_queue.records import Stage as Hop
 from gym_queue.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
+    from benchmarks.measurement import Sample
     from gym_queue.celery_app import CeleryBroker
     from gym_queue.ledger.base import Ledger
+    from gym_queue.records import Summary
 
 _PARTS = {"Feeder.run": "feeder", "Aggregator.run": "aggregator"}
+_GLANCE = 0.01
+_PATIENT = Limits(generate_timeout=3600, tool_timeout=3600, rollout_timeout=7200)
+
+
+class Seen(Metrics):
+    """Metrics that note when each rollout could be seen: its row is on the disk by then."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(samples)
+        self.seen: list[tuple[float, Summary]] = []
+
+    def add(self, summary: Summary) -> None:
+        """See ``Metrics.add``."""
+        super().add(summary)
+        self.seen.append((time.time(), summary))
 
 
 class Road:
@@ -42,99 +59,165 @@ class Road:
         settings: of the stack that is up.
         folder: where input and output go.
         samples: rollouts an example: the size of a group.
+        environment: of all examples.
+        padding: characters of each prompt.
+
+    Attributes:
+        submitted_at: when the newest run's input had been checked and its output opened (Unix time).
     """
 
-    def __init__(self, settings: Settings, folder: Path, samples: int) -> None:
-        self._settings = settings
-        self._folder = folder
-        self._samples = samples
-        self._ledger: Ledger = assembly.make_ledger(settings)
-        self._broker: CeleryBroker = assembly.make_broker(settings)
+    def __init__(
+        self, settings: Settings, folder: Path, samples: int, environment: str = "rows", padding: int = 0
+    ) -> None:
+        self.settings = settings
+        self.ledger: Ledger = assembly.make_ledger(settings)
+        self.broker: CeleryBroker = assembly.make_broker(settings)
+        self.samples = samples
+        self.folder = folder
+        self._environment = environment
+        self._prompt = "What is 6 * 7?".ljust(padding, "?")
+        self._runs = 0
+        self.submitted_at = 0.0
 
-    async def run(self, name: str, rollouts: int) -> float:
-        """Run to the end, the sorted and durable output; return how many seconds that took."""
-        rows = self._folder / f"{name}.input.jsonl"
+    async def run(self, rollouts: int, *, window: int | None = None, priority: int = 0) -> tuple[float, Seen]:
+        """Run to the end, the sorted and durable output. Returns how many seconds that took, and what was
+        seen.
+        """
+        self._runs += 1
+        name = f"run{self._runs}"
+        rows = self.folder / f"{name}.input.jsonl"
         with rows.open("w") as file:
-            for number in range(rollouts // self._samples):
-                file.write(json.dumps({"id": str(number), "prompt": "What is 6 * 7?", "answer": "ok"}) + "\n")
+            for number in range(rollouts // self.samples):
+                file.write(json.dumps({"id": str(number), "prompt": self._prompt, "answer": "ok"}) + "\n")
         source = JsonlSource(
-            rows, default_environment="rows", environments=assembly.make_environment, limit=None
+            rows, default_environment=self._environment, environments=assembly.make_environment, limit=None
         )
-        metrics, run_id = Metrics(self._samples), f"{name}-{time.time_ns()}"
-        with Archive(self._folder / f"{name}.jsonl", self._samples).open() as archive:
+        metrics, run_id = Seen(self.samples), f"{name}-{time.time_ns()}"
+        with Archive(self.folder / f"{name}.jsonl", self.samples).open() as archive:
             coordinator = Coordinator(
-                ledger=self._ledger,
-                publisher=self._broker,
-                spec=RunSpec(run_id=run_id, model="stub:", samples=self._samples),
+                ledger=self.ledger,
+                publisher=self.broker,
+                spec=RunSpec(
+                    run_id=run_id, model="stub:", samples=self.samples, limits=_PATIENT, priority=priority
+                ),
                 source=source,
                 archive=archive,
                 metrics=metrics,
-                window=self._settings.window,
+                window=window or self.settings.window,
                 on_progress=lambda _: None,
-                cancel=partial(cancel_run, self._ledger, run_id, "the run was cancelled"),
+                cancel=partial(cancel_run, self.ledger, run_id, "the run was cancelled"),
             )
-            started = time.perf_counter()
+            self.submitted_at, started = time.time(), time.perf_counter()
             result = await coordinator.run()
             archive.finalize()
             seconds = time.perf_counter() - started
+        for path in self.folder.glob(f"{name}.*jsonl"):
+            path.unlink()
         if result.rollouts.succeeded != rollouts or result.reward.mean != 1.0:
             msg = f"{rollouts} rollouts went out and came back as {result.rollouts}"
             raise RuntimeError(msg)
-        return seconds
+        return seconds, metrics
+
+    async def accepted(self) -> int:
+        """Return how many rollouts of all runs the ledger has accepted."""
+        return sum(run.accepted for run in await self.ledger.runs())
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._broker.close()
-        await self._ledger.close()
+        await self.broker.close()
+        await self.ledger.close()
 
 
-def _publisher_seconds() -> float:
-    """Return the CPU time of the thread that sends tickets: the feeder's, for nobody else sends here."""
-    return sum(
-        time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-        for thread in threading.enumerate()
-        if thread.name.startswith("publisher") and thread.ident
-    )
-
-
-async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run twice, a little to warm up and then in earnest; return rate, CPU-µs a rollout and peak memory."""
+async def measure(options: argparse.Namespace, road: Road, stage: Stage) -> Sample:
+    """Run a little to warm up, then in earnest, then once more from queues that are full already."""
     meter = Meter(_PARTS)
     meter.install(asyncio.get_running_loop())
-    road = Road(Settings(), folder, options.samples)
-    processes: Mapping[str, Sequence[int]] = {"workers": options.worker_pids, "redis": [options.redis_pid]}
+    await road.run(options.warm_up)
+    parts, publisher = dict(meter.seconds), publisher_seconds()
+    with costs(stage) as spent:
+        seconds, metrics = await road.run(options.tasks)
+    for part in _PARTS.values():
+        spent.cpu[part] = meter.seconds[part] - parts.get(part, 0.0)
+    spent.cpu["feeder"] += publisher_seconds() - publisher
+    spent.cpu["event loop"] = spent.cpu.pop("client") - spent.cpu["feeder"] - spent.cpu["aggregator"]
+    sample: Sample = {"rate": options.tasks / seconds, **spent.each(options.tasks)}
+    sample |= _tenths([at for at, _ in metrics.seen])
+    if options.sleeping:
+        sample |= _makespan(options, seconds, metrics)
+    elif not options.no_drain:
+        sample["drain"] = await drain(options, road, stage)
+    return sample | {"memory": memory(stage)}
+
+
+async def drain(options: argparse.Namespace, road: Road, stage: Stage) -> float:
+    """Fill the queue while the workers stand still; return how many rollouts a second they then do, to rows
+    on the disk.
+    """
+    stage.signal(signal.SIGSTOP)
     try:
-        await road.run("warm-up", options.warm_up)
-        before = {name: sum(map(cpu_seconds, pids)) for name, pids in processes.items()}
-        parts, publisher, own = dict(meter.seconds), _publisher_seconds(), time.process_time()
-        seconds = await road.run("measured", options.rollouts)
-        own = time.process_time() - own
-        cpu = {name: sum(map(cpu_seconds, pids)) - before[name] for name, pids in processes.items()}
-        for part in _PARTS.values():
-            cpu[part] = meter.seconds[part] - parts.get(part, 0.0)
-        cpu["feeder"] += _publisher_seconds() - publisher
+        run = asyncio.create_task(road.run(options.tasks, window=2 * options.tasks))
+        tickets = options.tasks // road.samples
+        while (
+            await road.accepted() < options.tasks or await road.broker.depth(Hop.GENERATE) < tickets - 2
+        ):  # the workers' own pops, which are under way, take some
+            await asyncio.sleep(_GLANCE)
+            if run.done():
+                run.result()
+    finally:
+        stage.signal(signal.SIGCONT)
+    started = time.perf_counter()
+    await run
+    return float(options.tasks / (time.perf_counter() - started))
+
+
+def _tenths(seen: list[float]) -> Sample:
+    """Return the throughput of the first and last tenth of a run, by when rows were on the disk."""
+    tenth = len(seen) // 10
+    if tenth < 5000:  # noqa: PLR2004 - a few batches at least
+        return {}
+    first, last = seen[tenth] - seen[0], seen[-1] - seen[-tenth]
+    return {"first_tenth": tenth / max(first, 1e-3), "last_tenth": tenth / max(last, 1e-3)}
+
+
+def _makespan(options: argparse.Namespace, seconds: float, metrics: Seen) -> Sample:
+    """Compare with workers that cost nothing: each slot takes the next rollout the moment it is free."""
+    slots = options.slots
+    slept = sorted(((s.example_index, s.sample_index), s.metrics["slept"]) for _, s in metrics.seen)
+    ideal = probes.ideal([duration for _, duration in slept], slots)
+    return {"makespan": seconds, "ideal": ideal, "over_ideal": seconds / ideal}
+
+
+async def _main(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    stage = Stage.parse(options)
+    road = Road(Settings(), folder, options.samples, options.environment, options.padding)
+    try:
+        if options.probe == "latency":
+            return await probes.latency(road, options.tasks, options.flood)
+        if options.probe == "footprint":
+            return await probes.footprint(road, options.tasks, stage, options.gate)
+        return await measure(options, road, stage)
     finally:
         await road.close()
-    cpu["event loop"] = own - cpu["feeder"] - cpu["aggregator"]
-    memory = {name: max(map(peak_megabytes, pids)) for name, pids in processes.items()}
-    return {
-        "rate": options.rollouts / seconds,
-        "cpu": {name: 1e6 * spent / options.rollouts for name, spent in cpu.items()},
-        "memory": memory | {"coordinator": own_peak_megabytes()},
-    }
 
 
 def main() -> None:
     """Measure one run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rollouts", type=int, required=True)
-    parser.add_argument("--samples", type=int, required=True)
-    parser.add_argument("--warm-up", type=int, default=400)
-    parser.add_argument("--redis-pid", type=int, required=True)
-    parser.add_argument("--worker-pids", type=int, nargs="+", required=True)
+    parser.add_argument("--tasks", type=int, required=True, help="rollouts")
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--environment", default="rows")
+    parser.add_argument("--padding", type=int, default=0)
+    parser.add_argument("--warm-up", type=int, default=512)
+    parser.add_argument("--sleeping", action="store_true", help="compare the makespan with the ideal")
+    parser.add_argument("--slots", type=int, default=512, help="how many rollouts all workers hold at once")
+    parser.add_argument("--no-drain", action="store_true")
+    parser.add_argument("--probe", choices=["latency", "footprint"])
+    parser.add_argument("--flood", type=int, default=0, help="rollouts that keep the workers busy meanwhile")
+    parser.add_argument("--gate", type=Path, help="the file that lets gated rollouts end")
+    add_arguments(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gym-queue-bench-") as folder:
-        print(json.dumps(asyncio.run(measure(options, Path(folder)))))
+        print(json.dumps(asyncio.run(_main(options, Path(folder)))))
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ class Pipeline:
         slots: how many rollouts this process holds at once; ``None``: one ticket at a time.
         watch: see ``Stages``.
         observers: who wants to know of each attempt.
+        ended: told as the rollouts of a ticket end, but for those of a ticket that was never claimed; in the
+            context of who serves the ticket.
     """
 
     def __init__(
@@ -100,12 +102,14 @@ class Pipeline:
         slots: int | None = None,
         watch: Callable[[float | None], object] = lambda _: None,
         observers: Sequence[Observer] = (),
+        ended: Callable[[], object] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._stages = Stages(engine, environment, self._newest, watch)
         self._worker = worker
         self._observers = observers
+        self._ended = ended
         self._quarantine = Quarantine(slots)
         self._specs: dict[str, asyncio.Task[RunStatus | None]] = {}
         self._held: set[Attempt] = set()
@@ -187,16 +191,20 @@ class Pipeline:
 
         Otherwise nobody would work on it until its deadline, and it would pass for a rollout that overran.
         """
-        fences = [fence_of(ticket, sample, self._worker) for sample in ticket.samples]
         try:
             async with asyncio.timeout(limits.store_timeout):
                 return await self._ledger.claim(ticket, self._worker, longest(ticket.stage, limits))
         except (LedgerError, TimeoutError):  # the ledger says once that it is away
-            await self._hand_back(fences, "the answer to its claim was lost", limits.store_timeout)
+            lost = "the answer to its claim was lost"
+            await self._hand_back(self._fences(ticket), lost, limits.store_timeout)
             return None
         except asyncio.CancelledError:
-            await asyncio.shield(self._hand_back(fences, self._farewell, _PATIENCE_AT_THE_END))
+            left = self._fences(ticket)
+            await asyncio.shield(self._hand_back(left, self._farewell, _PATIENCE_AT_THE_END))
             raise
+
+    def _fences(self, ticket: Ticket) -> list[Fence]:
+        return [fence_of(ticket, sample, self._worker) for sample in ticket.samples]
 
     @property
     def _farewell(self) -> str:
@@ -222,6 +230,7 @@ class Pipeline:
 
     def _forget(self, attempt: Attempt, _: asyncio.Task[None]) -> None:
         self._running.pop(attempt, None)
+        self._ended()
 
     async def _abandon(self, tasks: dict[asyncio.Task[None], Fence]) -> None:
         """Stop, hand back, and let environments close: nobody failed. One that never began is among them."""

@@ -9,14 +9,13 @@ import inspect
 import logging
 import random
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticSerializationError
 
 from gym_queue import endings
 from gym_queue.agents.loop import act
-from gym_queue.deadline import deadline
+from gym_queue.deadline import Deadline
 from gym_queue.endings import Draft, Place
 from gym_queue.errors import (
     EnvironmentFailedError,
@@ -32,7 +31,7 @@ from gym_queue.records import Failure, Stage, Timings, Verdict
 from gym_queue.telemetry.story import spent, step
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
@@ -88,7 +87,7 @@ class Stages:
         """
         fence = sample.fence
         work = _Work(
-            place=Place.model_construct(
+            place=Place(
                 spec=spec,
                 example=claim.example,
                 example_index=fence.example_index,
@@ -108,14 +107,15 @@ class Stages:
 
     async def _generate(self, work: _Work) -> Outcome:
         spec, place = work.place.spec, work.place
-        async with work.deadline(spec.limits.generate_timeout, "generating"):
-            engine = await self._engine(spec.model)
-            if work.weights is not None:
-                await engine.load(work.weights)
-            environment = self._environment(place.example.environment)
-            inline = _is_inline(environment, place)
-            ordinal = place.example_index * spec.samples + place.sample_index
-            trajectory = await act(place.example, environment, engine, spec, ordinal=ordinal)
+        with step(doing := "generating"):
+            async with work.deadline(spec.limits.generate_timeout, doing):
+                engine = await self._engine(spec.model)
+                if work.weights is not None:
+                    await engine.load(work.weights)
+                environment = self._environment(place.example.environment)
+                inline = _is_inline(environment, place)
+                ordinal = place.example_index * spec.samples + place.sample_index
+                trajectory = await act(place.example, environment, engine, spec, ordinal=ordinal)
         spent(trajectory.usage)
         _log.debug("generated: %d turns, %s", trajectory.turns, trajectory.finish_reason)
         draft = Draft(
@@ -154,10 +154,11 @@ class Stages:
         failure: GymQueueError | None = None
         verdict = Verdict(reward=None)
         try:
-            async with work.deadline(place.spec.limits.verify_timeout, "verifying") as seconds:
-                self._watch(seconds)
-                environment = self._environment(place.example.environment)
-                verdict = await _call_verifier(environment, place, draft)
+            with step(doing := "verifying"):
+                async with work.deadline(place.spec.limits.verify_timeout, doing) as seconds:
+                    self._watch(seconds)
+                    environment = self._environment(place.example.environment)
+                    verdict = await _call_verifier(environment, place, draft)
         except Exception as error:  # noqa: BLE001 - the same; its row shows what was to be judged
             failure = _understood(error)
         finally:
@@ -189,18 +190,16 @@ class _Work:
         """Return seconds since the attempt began."""
         return time.monotonic() - self._started
 
-    @asynccontextmanager
-    async def deadline(self, seconds: float, doing: str) -> AsyncIterator[float]:
-        """Strike after ``seconds``, or when the whole rollout has had its time (see ``gym_queue.deadline``).
-        Gives the seconds that are left.
+    def deadline(self, seconds: float, doing: str) -> Deadline:
+        """Return what strikes after ``seconds``, or when the whole rollout has had its time. Entering it
+        gives the seconds that are left.
         """
         left = self._left - self.elapsed()
-        total = self.place.spec.limits.rollout_timeout
-        whole = f"the rollout was not done {total:g} s (rollout_timeout) after it was accepted"
-        sentence = whole if left < seconds else f"{doing} took longer than {seconds:g} s"
-        with step(doing):
-            async with deadline(min(seconds, left), sentence):
-                yield min(seconds, left)
+        if left < seconds:
+            total = self.place.spec.limits.rollout_timeout
+            whole = f"the rollout was not done {total:g} s (rollout_timeout) after it was accepted"
+            return Deadline(left, whole)
+        return Deadline(seconds, f"{doing} took longer than {seconds:g} s")
 
     def timings(self, **stages: float | None) -> Timings:
         """Put this stage's length on the ledger's clock, which the claim was stamped with."""

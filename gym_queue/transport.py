@@ -3,12 +3,17 @@
 kombu takes an answer such as ``READONLY`` (a master that was demoted) or ``MISCONF`` (its disk is full) for
 a mistake of the caller, and Celery's consumer leaves it unread. Here every error of Redis is a lost
 connection: whoever meets one connects again, patiently.
+
+kombu also asks for one message at a time. Here a consumer with much room takes some more with it, where many
+wait: a small share of them, so that other consumers find theirs.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
+from queue import Empty
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -38,15 +43,89 @@ after the broker is back.
 """
 
 
-class RedisTransport(redis.Transport):
+_MOST_AT_ONCE = 16
+"""Messages that a consumer takes in one go, beside the one that it waits for."""
+
+_TAKE_MORE = """
+local count = math.min(ARGV[1], math.floor(redis.call('LLEN', KEYS[1]) / 64))
+return count > 0 and redis.call('RPOP', KEYS[1], count) or {}
+"""
+"""Take at most so many, and at most a 64th of what waits, so that no consumer of a fleet goes short."""
+
+
+class _Channel(redis.Channel):
+    """Sends two questions at once: wait for a message, and take some more if many wait."""
+
+    _asked = False
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        super()._brpop_start(timeout)
+        room = self.qos.can_consume_max_estimate() or 0
+        self._asked = bool(self._in_poll) and room > 1 and len(self.active_queues) == 1
+        if self._asked:
+            (queue,) = self.active_queues
+            most = min(room - 1, _MOST_AT_ONCE)
+            self.client.connection.send_command("EVAL", _TAKE_MORE, 1, self._q_for_pri(queue, 0), most)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        connection = self.client.connection
+        try:
+            found = self.client.parse_response(connection, "BRPOP", **options)
+            more = self.client.parse_response(connection, "EVAL") if self._asked else ()
+        except BaseException:  # the other answer may still be on its way: nobody must take it for one of his
+            connection.disconnect()
+            raise
+        finally:
+            self._in_poll = False
+            self._flush_brpop_reauth()
+        if found:
+            queue = found[0].decode().rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            self.connection._deliver(json.loads(found[1]), queue)  # noqa: SLF001 - as kombu does
+        if more:
+            (queue,) = self.active_queues
+            for message in more:
+                self.connection._deliver(json.loads(message), queue)  # noqa: SLF001 - the same
+        if not found and not more:
+            raise Empty
+        return True
+
+
+class _SentinelChannel(_Channel, redis.SentinelChannel):
+    """The same, on the master that the Sentinels name."""
+
+
+class _QuietHub:
+    """kombu's event loop, for a transport that registers its sockets again at each turn: once is enough."""
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hub, name)
+
+    def add_reader(self, descriptor: int, callback: Any, *arguments: Any) -> None:
+        if self._hub.readers.get(descriptor) != (callback, arguments):
+            self._hub.add_reader(descriptor, callback, *arguments)
+
+
+class _Transport(redis.Transport):
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let the event loop wait for messages."""
+        super().register_with_event_loop(connection, _QuietHub(loop))
+
+
+class RedisTransport(_Transport):
     """``redis://``, ``rediss://`` and unix sockets."""
 
+    Channel = _Channel
     connection_errors = (*redis.Transport.connection_errors, RedisError, OperationalError)
 
 
-class SentinelTransport(redis.SentinelTransport):
+class SentinelTransport(_Transport, redis.SentinelTransport):
     """``sentinel://``: the master that the sentinels name at each connect."""
 
+    Channel = _SentinelChannel
     connection_errors = (*redis.SentinelTransport.connection_errors, RedisError, OperationalError)
 
 

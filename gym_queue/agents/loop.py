@@ -13,7 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from gym_queue.agents.tokens import TokenLog
-from gym_queue.deadline import deadline
+from gym_queue.deadline import Deadline
 from gym_queue.environments.base import Observation
 from gym_queue.errors import EnvironmentFailedError, GymQueueError
 from gym_queue.records import Trajectory, Usage
@@ -143,7 +143,7 @@ class _World:
             with step(name):
                 answer = method(self._example, self._session, *arguments)
                 if inspect.isawaitable(answer):
-                    async with deadline(self._seconds, late):
+                    async with Deadline(self._seconds, late):
                         answer = await answer
         except GymQueueError:
             raise

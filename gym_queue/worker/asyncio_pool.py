@@ -6,13 +6,14 @@ Celery's main thread goes on fetching messages, answering remote control and ren
 loop has a thread of its own, so a task that blocks the loop delays neither. Everything that touches Celery's
 state runs on the main thread.
 
-A task may cover several rollouts. It says how many with a ``slots(args)`` method, and the prefetch limit
-counts slots, not messages: the worker takes a message only while it has room.
+A task may cover several rollouts. It says how many with a ``slots(args)`` method, and ``free_slot`` as each
+ends; the prefetch limit counts slots, not messages: the worker takes a message only while it has room.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -20,13 +21,14 @@ import sys
 import threading
 import time
 from collections import deque
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
 from celery import bootsteps
 from celery.concurrency.base import BasePool
-from kombu.serialization import loads, prepare_accept_content
 
 from gym_queue.worker import shutdown
 
@@ -40,11 +42,26 @@ _SWITCH_INTERVAL = 0.001
 event loop.
 """
 
+_GARBAGE = 10_000
+"""Objects made and not freed between two collections. Python's 700 are less than a few rollouts need, so each
+collection would find them all alive, and look at them again.
+"""
+
 _POLL = 0.05
 """Seconds between two looks at whether a shutdown has become urgent, or is done."""
 
 _TIME_TO_HAND_BACK = 6.0
 """Seconds that cancelled tasks have to hand their work back, and environments to close (see ``pipeline``)."""
+
+
+@dataclass
+class _Share:
+    """The slots that a task uses by now."""
+
+    slots: int
+
+
+_share: ContextVar[_Share] = ContextVar("gym_queue_share")
 
 
 class AsyncioPool(BasePool):
@@ -58,7 +75,6 @@ class AsyncioPool(BasePool):
         super().__init__(*args, **kwargs)
         self.loop = asyncio.new_event_loop()
         self.used = 0
-        self._accept = prepare_accept_content(self.app.conf.accept_content)
         self._running: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run_loop, name="asyncio-pool", daemon=True)
         self._bell, self._ear = socket.socketpair()
@@ -68,10 +84,13 @@ class AsyncioPool(BasePool):
         self._held = 0
         self._connection = 0
         self._done: deque[Callable[[], None]] = deque()
+        self._typical = self.limit
 
     def on_start(self) -> None:
         """Start the event loop's thread."""
         sys.setswitchinterval(_SWITCH_INTERVAL)
+        gc.freeze()  # what was imported stays; looking through it again and again costs a tenth of the time
+        gc.set_threshold(_GARBAGE)
         self._thread.start()
 
     def _run_loop(self) -> None:
@@ -106,35 +125,42 @@ class AsyncioPool(BasePool):
         **_: Any,
     ) -> None:
         """Start one task. ``args`` is what Celery gives to its tracer: name, id, request, body, type,
-        encoding.
+        encoding. It has decoded the body already, for the request.
         """
-        name, _task_id, _request, body, content_type, encoding = args
+        name, _task_id, request, *_ = args
         task = self.app.tasks[getattr(name, "name", name)]
-        if content_type:
-            arguments, keywords, _embed = loads(body, content_type, encoding, accept=self._accept)
-        else:
-            arguments, keywords, _embed = body
+        arguments, keywords = request["args"], request["kwargs"]
         slots = task.slots(*arguments) if hasattr(task, "slots") else 1
         accept_callback(os.getpid(), time.monotonic())
         self.used += slots
         self._held += 1
+        self._typical = max(slots, (self._typical + slots) // 2)
         self._move_prefetch()
-        ended = partial(self._ended, callback, slots, self._connection)
-        self.loop.call_soon_threadsafe(self._begin, task, arguments, keywords, ended)
+        share = _Share(slots)
+        ended = partial(self._ended, callback, share, self._connection)
+        self.loop.call_soon_threadsafe(self._begin, task, arguments, keywords, share, ended)
 
     def _move_prefetch(self) -> None:
-        """Let Celery hold as many messages as it does plus the free slots: none more once all are used."""
+        """Let Celery hold as many messages as it does plus those that fit the free slots, as far as the last
+        ones tell how large they are: none more once all are used.
+        """
         if self._qos is not None:
-            self._qos.value = max(1, self._held + self.limit - self.used)
+            fitting = -(-(self.limit - self.used) // self._typical)
+            self._qos.value = max(1, self._held + fitting)
 
-    def _begin(self, task: Any, arguments: Any, keywords: Any, ended: Callable[..., None]) -> None:
-        running = self.loop.create_task(self._execute(task, arguments, keywords, ended))
+    def _begin(
+        self, task: Any, arguments: Any, keywords: Any, share: _Share, ended: Callable[..., None]
+    ) -> None:
+        running = self.loop.create_task(self._execute(task, arguments, keywords, share, ended))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
 
-    async def _execute(self, task: Any, arguments: Any, keywords: Any, ended: Callable[..., None]) -> None:
+    async def _execute(
+        self, task: Any, arguments: Any, keywords: Any, share: _Share, ended: Callable[..., None]
+    ) -> None:
         started = time.monotonic()
         failed, value = 0, None
+        _share.set(share)
         try:
             value = await task.run(*arguments, **keywords)
         except asyncio.CancelledError:
@@ -142,7 +168,20 @@ class AsyncioPool(BasePool):
         except Exception as error:  # noqa: BLE001 - Celery wants to know of any failure
             _log.exception("task %s failed", task.name)
             failed, value = 1, ExceptionInfo((type(error), error, error.__traceback__))
-        self._done.append(partial(ended, (failed, value, time.monotonic() - started)))
+        self._tell(partial(ended, (failed, value, time.monotonic() - started)))
+
+    def free_slot(self) -> None:
+        """Note that one of the rollouts that a task covers has ended: others may take its slot while the rest
+        goes on. Called on the event loop, in the context of the task.
+        """
+        share = _share.get()
+        if share.slots > 1:  # the last one is free when the task ends
+            share.slots -= 1
+            self._tell(self._freed)
+
+    def _tell(self, news: Callable[[], None]) -> None:
+        """Let the main thread know."""
+        self._done.append(news)
         if not self._has_rung:
             self._has_rung = True
             self._bell.send(b"!")
@@ -158,10 +197,13 @@ class AsyncioPool(BasePool):
             self._done.popleft()()
         self._move_prefetch()
 
-    def _ended(self, callback: Callable[..., None], slots: int, connection: int, result: Any) -> None:
+    def _ended(self, callback: Callable[..., None], share: _Share, connection: int, result: Any) -> None:
         callback(result)
-        self.used -= slots
+        self.used -= share.slots
         self._held -= connection == self._connection
+
+    def _freed(self) -> None:
+        self.used -= 1
 
     def on_stop(self) -> None:
         """Let running tasks end within the grace period, then cancel them: they hand their work back.

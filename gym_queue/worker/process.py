@@ -123,7 +123,8 @@ class GpuWorker(Worker):
         self.app.steps["consumer"].add(FollowPrefetch)
 
     def _make_pipeline(self, **options: Any) -> Pipeline:
-        return super()._make_pipeline(slots=self.settings.concurrency, **options)
+        free = self.pool.free_slot
+        return super()._make_pipeline(slots=self.settings.concurrency, ended=free, **options)
 
     def running(self) -> Collection[Attempt]:
         """See ``Worker.running``."""

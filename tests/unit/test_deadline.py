@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gym_queue.deadline import STANDSTILL, deadline
+from gym_queue.deadline import STANDSTILL, Deadline
 from gym_queue.errors import StageTimeoutError, WorkerStoodStillError
 from gym_queue.records import FailureClass
 from tests.unit.standstill import stand_still
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def within(seconds: float, body: Callable[[], Awaitable[object]]) -> None:
-    async with deadline(seconds, "too long"):
+    async with Deadline(seconds, "too long"):
         await body()
 
 
