@@ -235,10 +235,11 @@ class Metrics:
         self._add_to_group(summary)
 
     def _add_timings(self, timings: Timings) -> None:
-        durations = {**dict(timings), "total": timings.ended_at - timings.accepted_at}
-        for stage, histogram in self._latency.items():
-            if durations[stage] is not None:
-                histogram.add(durations[stage])
+        self._latency["total"].add(timings.ended_at - timings.accepted_at)
+        for stage in STAGES[:-1]:
+            seconds: float | None = getattr(timings, stage)
+            if seconds is not None:
+                self._latency[stage].add(seconds)
 
     def _add_to_group(self, summary: Summary) -> None:
         group = self._open[summary.example_index]

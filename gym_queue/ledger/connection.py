@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as aioredis
+from hiredis import pack_command
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 
 from gym_queue import redis_address
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gym_queue.redis_address import RedisAddress
 
 
@@ -104,6 +108,26 @@ class Link:
             self.client = aioredis.Redis.from_pool(
                 aioredis.ConnectionPool.from_url(address.url, **options, **tcp)
             )
+
+    async def exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands in one packet and return Redis' answers, its errors among them.
+
+        As the driver's pipeline does, without what that costs: it packs in Python, and looks at each command
+        and answer for features that are not used here.
+        """
+        pool = self.client.connection_pool
+        connection = await pool.get_connection()
+        try:
+            await connection.send_packed_command([pack_command(tuple(command)) for command in commands])
+            answers: list[Any] = []
+            for _ in commands:
+                try:
+                    answers.append(await connection.read_response())
+                except ResponseError as error:  # whatever else happens has closed the connection
+                    answers.append(error)
+            return answers
+        finally:
+            await pool.release(connection)
 
     async def drop_idle(self) -> None:
         """Disconnect what is not in use: the next call connects again, to the master as it is then."""

@@ -20,7 +20,7 @@ from gym_queue.errors import LedgerError, redis_refusal
 from gym_queue.ledger.connection import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from gym_queue.ledger.connection import Patience
 
@@ -88,6 +88,10 @@ class Edge:
     def client(self) -> Any:
         """The driver's client. Its calls are made inside ``call``."""
         return self._link.client
+
+    async def exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """See ``Link.exchange``. To be called inside ``call``."""
+        return await self._link.exchange(commands)
 
     async def call(self, name: str, do: Callable[[], Awaitable[_Result]]) -> _Result:
         """Return what ``do`` returns. It is repeated until Redis answers or patience is over, so it must be

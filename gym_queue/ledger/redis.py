@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _TOLD_FOR = 3600
 """Seconds that a worker has to read what was taken from it."""
 
+_WRITTEN, _REFUSED = Receipt(accepted=True), Receipt(accepted=False)
+
 
 class RedisLedger(RedisViews):
     """``gym_queue.ledger.base.Ledger`` on Redis. Bound to the event loop that first uses it.
@@ -132,15 +134,16 @@ class RedisLedger(RedisViews):
         ]
         args: list[Any] = [WAITING_STATE[stage].value, RUNNING_STATE[stage].value, ticket.attempt, worker]
         args += [secrets.token_hex(4), lease, members.encode(ticket), ticket.losses]
-        for sample in ticket.samples:
-            args += [sample, members.claim(fence_of(ticket, sample, worker))]
+        fences = {sample: fence_of(ticket, sample, worker) for sample in ticket.samples}
+        for sample, fence in fences.items():
+            args += [sample, members.claim(fence)]
         answer = await self._run_script("claim", keys, *args)
         if answer is None:
             return None
         now, opened_at, example, accepted_at, model, weights, *granted = answer
         samples = tuple(
             ClaimedSample(
-                fence=fence_of(ticket, int(sample), worker),
+                fence=fences[int(sample)],
                 accepted_at=float(accepted_at),
                 queued_at=float(since),
                 failures=int(failures),
@@ -160,21 +163,22 @@ class RedisLedger(RedisViews):
         """See ``Ledger.commit``."""
         run_id, index = fence.run_id, fence.example_index
         ticket: Ticket | None = None
-        args: list[Any] = [fence.stage.value, index, fence.sample_index, fence.attempt, fence.worker]
-        args += [members.claim(fence), secrets.token_hex(4), _TOLD_FOR if revoke else 0]
+        own: list[Any] = [fence.sample_index, members.claim(fence), secrets.token_hex(4)]
         match outcome:
             case Generated(payload=payload):
                 ticket = next_ticket(fence, Stage.VERIFY, 1)
-                args = ["generated", *args, payload, members.encode(ticket)]
+                kind, own = "generated", [*own, payload, members.encode(ticket)]
             case Ended(summary=summary, row=row):
-                args = ["ended", *args, summary.state, summary.model_dump_json(exclude_defaults=True), row]
-                usage = summary.usage
-                args += [_counter(summary), usage.prompt_tokens, usage.completion_tokens]
+                said, usage = summary.model_dump_json(exclude_defaults=True), summary.usage
+                kind, own = "ended", [*own, summary.state, said, row]
+                own += [_counter(summary), usage.prompt_tokens, usage.completion_tokens]
             case Retry(delay=delay, counted=counted, lost=lost, reason=reason):
                 follower = next_ticket(fence, fence.stage, fence.attempt + 1, fence.losses + lost)
-                args = ["retry", *args, delay, int(counted), members.encode(follower), int(lost)]
-                args.append(kept_reason(reason))
+                kind, own = "retry", [*own, delay, int(counted), members.encode(follower), int(lost)]
+                own.append(kept_reason(reason))
                 ticket = follower if delay == 0 else None
+        told_for = _TOLD_FOR if revoke else 0
+        shared = [kind, fence.stage.value, index, fence.attempt, fence.worker, told_for]
         keys = [
             names.run_key(run_id),
             names.group_key(run_id, index),
@@ -187,8 +191,9 @@ class RedisLedger(RedisViews):
             names.revoked_key(fence.worker),
             names.written_key(fence.worker),
         ]
-        accepted = bool(await self._run_script("commit", keys, *args))
-        return Receipt(accepted=accepted, ticket=ticket if accepted else None)
+        if not await self._scripts.run_merged("commit", keys, shared, own):
+            return _REFUSED
+        return Receipt(accepted=True, ticket=ticket) if ticket else _WRITTEN
 
     async def end(self, run_id: str, ended: Ended, *, waiting_attempt: int | None = None) -> bool:
         """See ``Ledger.end``."""

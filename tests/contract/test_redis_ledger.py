@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,87 @@ async def test_a_claim_whose_answer_was_lost_is_granted_again(
     assert again.samples == first.samples
     monkeypatch.setattr(secrets, "token_hex", lambda _: "another call")
     assert await ledger.claim(ticket, "a", 60) is None
+    await ledger.close()
+
+
+async def test_samples_that_end_at_once_share_a_call_and_not_their_fate(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    await ledger.open_run(spec(samples=5), "key-1")
+    (ticket,) = await ledger.accept(RUN, 0, 1, [group(0, (0, 1, 2, 3, 4))])
+    fences = await claimed(ledger, ticket)
+    await ledger.commit(fences[4], Retry(delay=0))  # its fence is closed now
+    before = await ledger._client.info("commandstats")
+    receipts = await asyncio.gather(
+        *(ledger.commit(fence, ended(fence)) for fence in fences[:3]),
+        ledger.commit(fences[4], ended(fences[4])),
+        ledger.commit(fences[3], ended(fences[3], "failed")),
+    )
+    after = await ledger._client.info("commandstats")
+    assert [receipt.accepted for receipt in receipts] == [True, True, True, False, True]
+    assert after["cmdstat_evalsha"]["calls"] - before["cmdstat_evalsha"]["calls"] == 1
+    status = await ledger.run(RUN)
+    assert status is not None
+    assert (status.succeeded, status.failed, status.refused, status.queued) == (3, 1, 1, 1)
+    rows = [event.row for event in await ledger.events(RUN, "", 10, 0)]
+    assert rows == [b"0.0", b"0.1", b"0.2", b"0.3"]
+    assert [one.sample_index for one in await ledger.open_rollouts(RUN, 10)] == [4]
+    assert await ledger.claimed("a", 10) == []
+    await ledger.close()
+
+
+@pytest.mark.guarantee("G1")
+async def test_one_attempt_that_is_committed_twice_in_a_shared_call_ends_once(redis_url: str) -> None:
+    """As when the first caller was cancelled: its call is on its way all the same."""
+    ledger = RedisLedger(redis_url)
+    (ticket,) = await submit(ledger)
+    fences = await claimed(ledger, ticket)
+    first = asyncio.create_task(ledger.commit(fences[0], ended(fences[0])))
+    second = asyncio.create_task(ledger.commit(fences[0], ended(fences[0])))
+    other = asyncio.create_task(ledger.commit(fences[1], Retry(counted=False)))
+    again = asyncio.create_task(ledger.commit(fences[1], Retry(counted=False)))
+    await asyncio.sleep(0)
+    first.cancel()
+    other.cancel()
+    assert [(await second).accepted, (await again).accepted] == [False, False]
+    status = await ledger.run(RUN)
+    assert status is not None
+    assert (status.succeeded, status.queued, status.refused) == (1, 1, 2)
+    assert len(await ledger.events(RUN, "", 10, 0)) == 1
+    await ledger.close()
+
+
+@pytest.mark.parametrize(("size", "calls"), [(1_000, 1), (300_000, 4)])
+async def test_what_is_large_does_not_share_a_call_with_much_else(
+    redis_url: str, size: int, calls: int
+) -> None:
+    ledger = RedisLedger(redis_url)
+    await ledger.open_run(spec(samples=10), "key-1")
+    (ticket,) = await ledger.accept(RUN, 0, 1, [group(0, tuple(range(10)))])
+    fences = await claimed(ledger, ticket)
+    before = await ledger._client.info("commandstats")
+    payload = b"x" * size
+    await asyncio.gather(*(ledger.commit(fence, Generated(payload=payload)) for fence in fences))
+    after = await ledger._client.info("commandstats")
+    assert after["cmdstat_evalsha"]["calls"] - before["cmdstat_evalsha"]["calls"] == calls
+    await ledger.close()
+
+
+async def test_a_shared_call_whose_answer_was_lost_tells_each_the_same_again(redis_url: str) -> None:
+    ledger = RedisLedger(redis_url)
+    (ticket,) = await submit(ledger)
+    fences = await claimed(ledger, ticket)
+    run, calls = ledger._scripts._execute, []
+
+    async def twice(batch: Any) -> Any:
+        await run(batch)
+        calls.append(len(batch))
+        return await run(batch)
+
+    ledger._scripts._execute = twice  # type: ignore[method-assign]
+    receipts = await asyncio.gather(*(ledger.commit(fence, ended(fence)) for fence in fences))
+    assert [receipt.accepted for receipt in receipts] == [True, True]
+    assert calls == [1]
+    assert len(await ledger.events(RUN, "", 10, 0)) == 2
     await ledger.close()
 
 

@@ -21,20 +21,27 @@ if state == 'paused' and ARGV[1] == 'queued' then
 end
 redis.call('ZREM', KEYS[3], ARGV[7]) -- the same, first
 local deadline = tonumber(now) + tonumber(ARGV[6])
-local granted = {}
+local granted, owned, claims = {}, {}, {}
 local started = 0
-local last = (state == 'open' or state == 'paused') and #ARGV or 0
-for a = 9, last, 2 do
-  local field = 's:' .. ARGV[a]
-  local record = redis.call('HGET', KEYS[2], field)
+local records = {}
+if state == 'open' or state == 'paused' then
+  local fields = {}
+  for a = 9, #ARGV, 2 do
+    fields[#fields + 1] = 's:' .. ARGV[a]
+  end
+  records = redis.call('HMGET', KEYS[2], unpack(fields))
+end
+for i, record in ipairs(records) do
+  local a = 7 + 2 * i
   local at, attempt, failures, since, worker, nonce =
     string.match(record or '', '^(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|')
   local mine = at == ARGV[2] and worker == ARGV[4] and nonce == ARGV[5]
   if attempt == ARGV[3] and (at == ARGV[1] or mine) then
-    local payload = redis.call('HGET', KEYS[2], 'p:' .. ARGV[a])
-    local owned = { ARGV[2], attempt, failures, since, ARGV[4], ARGV[5], ARGV[8] }
-    redis.call('HSET', KEYS[2], field, table.concat(owned, '|'))
-    redis.call('ZADD', KEYS[4], deadline, ARGV[a + 1])
+    local payload = ARGV[2] == 'verifying' and redis.call('HGET', KEYS[2], 'p:' .. ARGV[a])
+    owned[#owned + 1] = 's:' .. ARGV[a]
+    owned[#owned + 1] = table.concat({ ARGV[2], attempt, failures, since, ARGV[4], ARGV[5], ARGV[8] }, '|')
+    claims[#claims + 1] = deadline
+    claims[#claims + 1] = ARGV[a + 1]
     if at == 'queued' then
       started = started + 1
     end
@@ -47,6 +54,8 @@ if #granted == 0 then
   end
   return nil
 end
+redis.call('HSET', KEYS[2], unpack(owned))
+redis.call('ZADD', KEYS[4], unpack(claims))
 if started > 0 then
   redis.call('HINCRBY', KEYS[1], 'queued', -started)
 end
