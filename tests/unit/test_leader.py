@@ -38,6 +38,10 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry_leaders(monkeypatch)
 
 
+async def forgotten(stack: Stack) -> bool:
+    return await stack.ledger.runs() == []
+
+
 async def test_a_run_is_driven_from_its_first_example_to_its_last_row(tmp_path: Path) -> None:
     stack = Stack()
     head = Head(stack, tmp_path)
@@ -50,10 +54,10 @@ async def test_a_run_is_driven_from_its_first_example_to_its_last_row(tmp_path: 
         await head.runs.append(run_id, body("d"))
         await head.runs.close(run_id)
         view = await head.done(run_id)
+        await async_wait_until(partial(forgotten, stack), what="the ledger to forget it")
     assert (view.state, view.closed, view.examples) == (RunState.ENDED, True, 4)
     assert (view.accepted, view.succeeded, view.archived, view.groups.complete) == (8, 8, 8, 4)
     assert head.places(run_id) == everything(4)
-    assert await stack.ledger.runs() == []
     metrics = head.metrics(run_id)
     assert (metrics["run_id"], metrics["complete"], metrics["rollouts"]["succeeded"]) == (run_id, True, 8)
 
@@ -100,11 +104,7 @@ async def test_a_run_that_is_over_does_not_stay_in_the_ledger(tmp_path: Path) ->
         view = await head.done((await head.submit(REQUEST, "a")).run_id)
         await stack.ledger.open_run(view.spec, view.run_id)
     async with Head(stack, tmp_path).up():
-
-        async def forgotten() -> bool:
-            return await stack.ledger.runs() == []
-
-        await async_wait_until(forgotten)
+        await async_wait_until(partial(forgotten, stack))
         assert (await head.runs.show(view.run_id)).state is RunState.ENDED
 
 
