@@ -138,10 +138,8 @@ class Head:
         return metrics
 
     def places(self, run_id: str) -> list[tuple[int, int]]:
-        """Return example and sample of each row in the run's files, sorted."""
-        found = []
-        for name in ("rollouts.jsonl", "rollouts.failures.jsonl"):
-            for line in (self.folder / run_id / name).read_text().splitlines():
-                row = json.loads(line)
-                found.append((row["example_index"], row["sample_index"]))
-        return sorted(found)
+        """Return example and sample of each whole row in the run's files, which may not be there yet, sorted."""
+        files = [self.folder / run_id / name for name in ("rollouts.jsonl", "rollouts.failures.jsonl")]
+        lines = [line for path in files if path.exists() for line in path.read_bytes().splitlines(True)]
+        rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        return sorted((row["example_index"], row["sample_index"]) for row in rows)
