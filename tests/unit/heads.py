@@ -138,8 +138,9 @@ class Head:
         return metrics
 
     def places(self, run_id: str) -> list[tuple[int, int]]:
-        """Return example and sample of each whole row in the run's files, which may not be there yet, sorted."""
+        """Return example and sample of each whole row in the run's files, if they are there, sorted."""
         files = [self.folder / run_id / name for name in ("rollouts.jsonl", "rollouts.failures.jsonl")]
-        lines = [line for path in files if path.exists() for line in path.read_bytes().splitlines(True)]
+        texts = [path.read_bytes() for path in files if path.exists()]
+        lines = [line for text in texts for line in text.splitlines(keepends=True)]
         rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
         return sorted((row["example_index"], row["sample_index"]) for row in rows)
