@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _END_TIMEOUT = 10.0
-_GLANCE = 0.5
 
 
 @dataclass
@@ -76,8 +75,6 @@ class BackgroundLoop:
 
         self._loop.call_soon_threadsafe(start)
         try:
-            while not wait([outcome], _GLANCE).done:
-                pass  # a Ctrl-C that came just before the wait is seen now
             return outcome.result()
         finally:
             if not outcome.done():

@@ -103,6 +103,15 @@ def test_threads_share_a_client(sync_client: Client) -> None:
     assert seen == [[0, 1, 2, 3, 4]] * 4
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Whoever starts tests in the background may have made them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_reaches_the_caller_and_the_client_goes_on(
     sync_client: Client, head_beside: FakeHead
 ) -> None:
