@@ -7,7 +7,7 @@ The docstring of a class is its message where the raiser has nothing more precis
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from gym_queue.records import FailureClass
 
@@ -38,6 +38,13 @@ class ConflictError(GymQueueError):
     """The same idempotency key was used with another body."""
 
     failure_class = FailureClass.INVALID
+
+    @classmethod
+    def of_key(cls, idempotency_key: str, run_id: str) -> Self:
+        """Return the error of a key that was used for a run of another identity."""
+        return cls(
+            f"idempotency key {idempotency_key!r} was used for run {run_id} with other input or settings"
+        )
 
 
 class HeadAwayError(GymQueueError):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gym_queue.coordinator.source import Source
     from gym_queue.ledger.base import Ledger
     from gym_queue.pipeline import Publisher
-    from gym_queue.records import RunSpec, Ticket
+    from gym_queue.records import RunSpec, RunStatus, Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class Coordinator:
         if self._delivery.decides or self._delivery.reports:
             await self._delivery.begin()
             await self._aggregator.store(())
-        await patiently(self._open)
+        await asyncio.gather(patiently(self._open), self._window.size())  # it asks the ledger, too
         helpers = [self._feeder.run(), self._watch()]
         if self._delivery.decides:
             helpers += [self._delivery.trim(), self._end_with_enough()]
@@ -211,7 +211,9 @@ class Coordinator:
         it was.
         """
         run_id = self._spec.run_id
-        await self._make()
+        known = await self._make()
+        if known.state is RunState.OPEN and known.cursor == 0:  # new, or as good as
+            return
         if not await self._set_open(run_id):
             status = await self._ledger.run(run_id)
             if status is None or status.state is RunState.ENDED:  # its coordinator died while it forgot it
@@ -225,11 +227,12 @@ class Coordinator:
             for stage in Stage:
                 await self._publisher.publish(await self._waiting(stage))
 
-    async def _make(self) -> None:
-        """Let the ledger know the run, if it does not."""
-        await self._ledger.open_run(self._spec, self._spec.run_id)
+    async def _make(self) -> RunStatus:
+        """Let the ledger know the run, if it does not, and return how it stands there."""
+        known = await self._ledger.open_run(self._spec, self._spec.run_id)
         if self._paused and await self._paused():
             await self._ledger.set_run_state(self._spec.run_id, RunState.PAUSED)
+        return known
 
     async def _set_open(self, run_id: str) -> bool:
         """Open the run, unless it is paused and goes on by itself: then that was meant. Returns false if it
@@ -276,7 +279,9 @@ class Coordinator:
         Adds nothing to a counter each time: a run may have nothing to write for long, and its user shall hear
         all the same (from the ledger, once) that Redis takes no writes.
         """
+        self._on_progress(self._progress())
         while True:
+            await asyncio.sleep(_DUE_INTERVAL)  # first: who starts a run has other questions to the ledger
             await patiently(self._look)
             await patiently(partial(self._ledger.count_republished, self._spec.run_id, 0))
             self._delivery.note()
@@ -285,7 +290,6 @@ class Coordinator:
                 await self._end_cancelled()
             if due := await patiently(partial(self._ledger.promote_due, _LARGEST_BATCH)):
                 await patiently(partial(self._publisher.publish, due))
-            await asyncio.sleep(_DUE_INTERVAL)
 
     async def _look(self) -> None:
         """Take note of how the run stands in the ledger."""

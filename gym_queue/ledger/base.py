@@ -235,8 +235,8 @@ class Ledger(Surveyed, Protocol):
     or takes no writes for now (full, read-only, loading): waiting may help.
     """
 
-    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
-        """Create a run, or return the one already submitted under this key (G8).
+    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunStatus:
+        """Create a run, or find the one already submitted under this key (G8). Returns how it stands.
 
         Raises:
             ConflictError: the key was used with a spec of another identity, or the run's id with another key.

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         Receipt,
     )
     from gym_queue.ledger.payloads import Payloads
-    from gym_queue.records import Fence, Group, RunSpec, Ticket
+    from gym_queue.records import Fence, Group, RunSpec, RunStatus, Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -137,11 +137,11 @@ class ByReference:
         self.weights = inner.weights
         self.close = inner.close
 
-    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
+    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunStatus:
         """See ``Ledger.open_run``."""
         standing = await self._inner.open_run(spec, idempotency_key)
         if self._payloads is not None:
-            await asyncio.to_thread(self._payloads.open, standing.run_id)
+            await asyncio.to_thread(self._payloads.open, standing.spec.run_id)
         return standing
 
     async def forget_run(self, run_id: str) -> None:

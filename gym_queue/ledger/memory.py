@@ -34,7 +34,7 @@ _FINAL = (RunState.CANCELLED, RunState.ENDED)
 class MemoryLedger(MemoryViews):
     """``gym_queue.ledger.base.Ledger`` in memory. Every method runs without a pause, so each is atomic."""
 
-    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
+    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunStatus:
         """See ``Ledger.open_run``."""
         if idempotency_key not in self._keys:
             if spec.run_id in self._runs:
@@ -44,12 +44,9 @@ class MemoryLedger(MemoryViews):
             status = RunStatus(spec=spec, state=RunState.OPEN, opened_at=self._clock())
             self._runs[spec.run_id] = KeptRun(status, idempotency_key)
         run_id = self._keys[idempotency_key]
-        standing = self._runs[run_id].status.spec
-        if standing.identity() != spec.identity():
-            msg = (
-                f"idempotency key {idempotency_key!r} was used for run {run_id} with other input or settings"
-            )
-            raise ConflictError(msg)
+        standing = self._runs[run_id].status
+        if standing.spec.identity() != spec.identity():
+            raise ConflictError.of_key(idempotency_key, run_id)
         return standing
 
     async def set_run_state(self, run_id: str, state: RunState) -> bool:

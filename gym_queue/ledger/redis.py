@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gym_queue import names
 from gym_queue.census import FAILURE, LASTING, PASSING, Census, Line, totals_of
-from gym_queue.errors import ConflictError
+from gym_queue.errors import ConflictError, LedgerError
 from gym_queue.ledger import members
 from gym_queue.ledger.base import (
     SERVER,
@@ -30,9 +30,9 @@ from gym_queue.ledger.base import (
 )
 from gym_queue.ledger.edge import at_the_edge
 from gym_queue.ledger.scripts import Scripts
-from gym_queue.ledger.views import RedisViews
+from gym_queue.ledger.views import RUN_FIELDS, RedisViews, run_status
 from gym_queue.lifecycle import RUNNING_STATE, WAITING_STATE
-from gym_queue.records import Example, Fence, RunSpec, RunState, Stage
+from gym_queue.records import Example, Fence, RunSpec, RunState, RunStatus, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,24 +58,26 @@ class RedisLedger(RedisViews):
     async def _run_script(self, name: str, keys: Sequence[str], *args: Any) -> Any:
         return await self._scripts.run(name, keys, args)
 
-    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunSpec:
+    async def open_run(self, spec: RunSpec, idempotency_key: str) -> RunStatus:
         """See ``Ledger.open_run``."""
         keys = [names.idempotency_key(idempotency_key), names.run_key(spec.run_id), names.runs_key()]
-        answer = await self._run_script(
-            "open_run", keys, spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key, spec.model
-        )
+        args: list[Any] = [spec.run_id, spec.model_dump_json(), -spec.priority, idempotency_key, spec.model]
+        answer = await self._run_script("open_run", keys, *args, names.run_key(""), *RUN_FIELDS)
         if answer is None:
             msg = f"run {spec.run_id} was submitted under another idempotency key"
             raise ConflictError(msg)
-        run_id = answer.decode()
-        known = await self.run(run_id)
-        standing = known.spec if known else spec
-        if standing.identity() != spec.identity():
-            msg = (
-                f"idempotency key {idempotency_key!r} was used for run {run_id} with other input or settings"
-            )
-            raise ConflictError(msg)
+        standing = run_status(answer)
+        if standing is None:
+            msg = f"the run under idempotency key {idempotency_key!r} vanished from the ledger"
+            raise LedgerError(msg)
+        if standing.spec.identity() != spec.identity():
+            raise ConflictError.of_key(idempotency_key, standing.spec.run_id)
         return standing
+
+    async def runs(self) -> list[RunStatus]:
+        """See ``Ledger.runs``."""
+        found = await self._run_script("runs", [names.runs_key()], names.run_key(""), *RUN_FIELDS)
+        return [status for fields in found if (status := run_status(fields)) is not None]
 
     async def set_run_state(self, run_id: str, state: RunState) -> bool:
         """See ``Ledger.set_run_state``."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _COUNTERS = tuple(name for name in RunStatus.model_fields if name not in ("spec", "state", "opened_at"))
 
+RUN_FIELDS = ("spec", "state", "opened", *_COUNTERS)
+"""Fields of a run's record, as ``run_status`` reads them."""
+
 _STAGE_OF_STATE = {state: stage for stage in Stage for state in (WAITING_STATE[stage], RUNNING_STATE[stage])}
 
 _BATCH = 256
@@ -34,6 +37,20 @@ def seconds(time: Sequence[int]) -> float:
 
 def _batches(some: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (some[start : start + _BATCH] for start in range(0, len(some), _BATCH))
+
+
+def run_status(fields: Sequence[bytes | None]) -> RunStatus | None:
+    """Read the ``RUN_FIELDS`` of a run; ``None`` if there is no such run."""
+    spec, state, opened, *counters = fields
+    if spec is None or state is None or opened is None:
+        return None
+    values = {name: int(value or 0) for name, value in zip(_COUNTERS, counters, strict=True)}
+    return RunStatus(
+        spec=RunSpec.model_validate_json(spec),
+        state=RunState(state.decode()),
+        opened_at=float(opened),
+        **values,
+    )
 
 
 def _round_trip(taken: bytes | None, asked: bytes | None, now: float) -> float | None:
@@ -52,27 +69,7 @@ class RedisViews:
     @at_the_edge
     async def run(self, run_id: str) -> RunStatus | None:
         """See ``Ledger.run``."""
-        return await self._run(run_id)
-
-    @at_the_edge
-    async def runs(self) -> list[RunStatus]:
-        """See ``Ledger.runs``."""
-        run_ids = await self._client.zrange(names.runs_key(), 0, -1)
-        statuses = [await self._run(run_id.decode()) for run_id in run_ids]
-        return [status for status in statuses if status is not None]
-
-    async def _run(self, run_id: str) -> RunStatus | None:
-        fields = ("spec", "state", "opened", *_COUNTERS)
-        spec, state, opened, *counters = await self._client.hmget(names.run_key(run_id), *fields)
-        if spec is None:
-            return None
-        values = {name: int(value or 0) for name, value in zip(_COUNTERS, counters, strict=True)}
-        return RunStatus(
-            spec=RunSpec.model_validate_json(spec),
-            state=RunState(state.decode()),
-            opened_at=float(opened),
-            **values,
-        )
+        return run_status(await self._client.hmget(names.run_key(run_id), *RUN_FIELDS))
 
     @at_the_edge
     async def open_rollouts(

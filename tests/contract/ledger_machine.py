@@ -75,7 +75,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize()
     def open_the_run(self) -> None:
-        assert self.run(self.ledger.open_run(SPEC, "key")) == SPEC
+        assert self.run(self.ledger.open_run(SPEC, "key")).spec == SPEC
         self.accept(groups=[(0, 1, 2), (1,)], repeat=False)
 
     # --- what can happen ----------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """G8: the same key gives the same run, and nothing writes over a run that stands."""
         spec = SPEC.model_copy(update={"run_id": name, "samples": samples})
         if key == "key" and samples == SPEC.samples:
-            assert self.run(self.ledger.open_run(spec, key)) == SPEC
+            assert self.run(self.ledger.open_run(spec, key)).spec == SPEC
         elif key == "key" or name == RUN:
             with pytest.raises(ConflictError):
                 self.run(self.ledger.open_run(spec, key))
