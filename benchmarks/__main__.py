@@ -32,7 +32,7 @@ _SLEEPS = {
     False: (Sleep(0.5, 256, 2048, 3), Sleep(5.0, 2000, 6000, 1), Sleep(30.0, 10_000, 20_000, 1)),
     True: (Sleep(0.5, 256, 1024, 1), Sleep(5.0, 2000, 4000, 1)),
 }
-_CURVE = {False: (1000, 10_000, 100_000), True: (1000, 10_000)}
+_CURVE = {False: (1000, 10_000, 100_000, 1_000_000), True: (1000, 10_000)}
 
 
 def _parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Plan]:

@@ -129,16 +129,26 @@ def verdicts(results: Mapping[str, Results]) -> Iterator[str]:
     for name, samples in found.get("sleeping", {}).items():
         yield from _wanted(f"{name}, times the ideal", median(samples, "over_ideal"), 1.15, most=True)
         yield from _wanted(f"{name}, MB of the worker", median(samples, "memory", "workers"), 1000, most=True)
-    for name, samples in found.get("curve", {}).items():
-        first, last = median(samples, "first_tenth"), median(samples, "last_tenth")
-        if first and last:
-            yield from _wanted(f"{name}, last tenth to first tenth", last / first, 0.9)
+    yield from _flat(found.get("curve", {}))
     start = found.get("start", {})
     for name, key, limit in (
         ("submit-rollouts --help", "seconds", 0.3),
         ("the embedded stack", "first_row", 4.0),
     ):
         yield from _wanted(f"{name}, s", median(start.get(name, []), key), limit, most=True)
+
+
+def _flat(curve: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
+    """Compare the end of a long run with its beginning, and the longest run with the shortest."""
+    for name, samples in curve.items():
+        first, last = median(samples, "first_tenth"), median(samples, "last_tenth")
+        if first and last:
+            yield from _wanted(f"{name}, last tenth to first tenth", last / first, 0.9)
+    for process, key in (("the coordinator", "client"), ("Redis", "redis"), ("a worker", "workers")):
+        peaks = [median(samples, "memory", key) for samples in curve.values()]
+        if len(peaks) > 1 and peaks[0] and peaks[-1]:
+            name = f"peak memory of {process}, longest run to shortest"
+            yield from _wanted(name, peaks[-1] / peaks[0], 1.3, most=True)
 
 
 def _middle(values: Sequence[float]) -> float | None:

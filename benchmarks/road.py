@@ -36,20 +36,44 @@ if TYPE_CHECKING:
 
 _PARTS = {"Feeder.run": "feeder", "Aggregator.run": "aggregator"}
 _GLANCE = 0.01
+_A_FEW_BATCHES = 5000
+"""Rows."""
+
 _PATIENT = Limits(generate_timeout=3600, tool_timeout=3600, rollout_timeout=7200)
 
 
 class Seen(Metrics):
-    """Metrics that note when each rollout could be seen: its row is on the disk by then."""
+    """Metrics that note when rollouts could be seen: their rows are on the disk by then.
 
-    def __init__(self, samples: int) -> None:
+    Args:
+        samples: rollouts of each example.
+        rollouts: how many there will be.
+        keep: keep them all. A long run does not: what it measures is the coordinator's memory, not this.
+    """
+
+    def __init__(self, samples: int, rollouts: int, *, keep: bool) -> None:
         super().__init__(samples)
         self.seen: list[tuple[float, Summary]] = []
+        self._keep = keep
+        self._count = 0
+        self._tenth = tenth = rollouts // 10
+        self._passed = dict.fromkeys((1, tenth + 1, rollouts - tenth + 1, rollouts), 0.0)
 
     def add(self, summary: Summary) -> None:
         """See ``Metrics.add``."""
         super().add(summary)
-        self.seen.append((time.time(), summary))
+        self._count += 1
+        if self._keep:
+            self.seen.append((time.time(), summary))
+        if self._count in self._passed:
+            self._passed[self._count] = time.time()
+
+    def tenths(self) -> Sample:
+        """Return the throughput of the first and last tenth of a run that is long enough."""
+        if self._tenth < _A_FEW_BATCHES:
+            return {}
+        start, first, last, end = self._passed.values()
+        return {"first_tenth": self._tenth / (first - start), "last_tenth": self._tenth / (end - last)}
 
 
 class Road:
@@ -79,9 +103,11 @@ class Road:
         self._runs = 0
         self.submitted_at = 0.0
 
-    async def run(self, rollouts: int, *, window: int | None = None, priority: int = 0) -> tuple[float, Seen]:
+    async def run(
+        self, rollouts: int, *, window: int | None = None, priority: int = 0, keep: bool = False
+    ) -> tuple[float, Seen]:
         """Run to the end, the sorted and durable output. Returns how many seconds that took, and what was
-        seen.
+        seen (``keep``: of each rollout).
         """
         self._runs += 1
         name = f"run{self._runs}"
@@ -92,7 +118,7 @@ class Road:
         source = JsonlSource(
             rows, default_environment=self._environment, environments=assembly.make_environment, limit=None
         )
-        metrics, run_id = Seen(self.samples), f"{name}-{time.time_ns()}"
+        metrics, run_id = Seen(self.samples, rollouts, keep=keep), f"{name}-{time.time_ns()}"
         with Archive(self.folder / f"{name}.jsonl", self.samples).open() as archive:
             coordinator = Coordinator(
                 ledger=self.ledger,
@@ -135,13 +161,13 @@ async def measure(options: argparse.Namespace, road: Road, stage: Stage) -> Samp
     await road.run(options.warm_up)
     parts, publisher = dict(meter.seconds), publisher_seconds()
     with costs(stage) as spent:
-        seconds, metrics = await road.run(options.tasks)
+        seconds, metrics = await road.run(options.tasks, keep=options.sleeping)
     for part in _PARTS.values():
         spent.cpu[part] = meter.seconds[part] - parts.get(part, 0.0)
     spent.cpu["feeder"] += publisher_seconds() - publisher
     spent.cpu["event loop"] = spent.cpu.pop("client") - spent.cpu["feeder"] - spent.cpu["aggregator"]
     sample: Sample = {"rate": options.tasks / seconds, **spent.each(options.tasks)}
-    sample |= _tenths([at for at, _ in metrics.seen])
+    sample |= metrics.tenths()
     if options.sleeping:
         sample |= _makespan(options, seconds, metrics)
     elif not options.no_drain:
@@ -168,15 +194,6 @@ async def drain(options: argparse.Namespace, road: Road, stage: Stage) -> float:
     started = time.perf_counter()
     await run
     return float(options.tasks / (time.perf_counter() - started))
-
-
-def _tenths(seen: list[float]) -> Sample:
-    """Return the throughput of the first and last tenth of a run, by when rows were on the disk."""
-    tenth = len(seen) // 10
-    if tenth < 5000:  # noqa: PLR2004 - a few batches at least
-        return {}
-    first, last = seen[tenth] - seen[0], seen[-1] - seen[-tenth]
-    return {"first_tenth": tenth / max(first, 1e-3), "last_tenth": tenth / max(last, 1e-3)}
 
 
 def _makespan(options: argparse.Namespace, seconds: float, metrics: Seen) -> Sample:
