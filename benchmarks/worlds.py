@@ -21,11 +21,14 @@ _GLANCE = 0.5
 
 
 class Quick(Environment):
-    """One prompt, ``turns`` answers, a verdict at once. ``padding`` characters come with the last answer."""
+    """One prompt, ``turns`` answers, a verdict at once. ``padding`` characters come with the last answer:
+    numbers, which shrink about as much as token ids and logprobs do.
+    """
 
     def __init__(self, turns: int = 1, padding: int = 0) -> None:
         self.turns = turns
-        self._padding = "x" * padding
+        chance = random.Random(padding)
+        self._padding = "".join(f"{chance.random()}," for _ in range(padding // 16))[:padding]
 
     def reset(self, example: Example, session: dict[str, Any]) -> Observation:
         """Ask."""
