@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from gym_queue.coordinator.patience import patiently
@@ -13,11 +14,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LEAST = 1024
-"""Rollouts. A small fleet is kept busy while the rows of what it did are on their way to the files."""
+AHEAD = 1536
+"""Rollouts beyond the slots. Fast ones are many in a moment: slots find the next at once while the rows of
+the last are on their way to the files.
+"""
 
-ROUNDS = 4
-"""Rollouts for each slot of a worker that generates: one that runs, and some for the slot to find at once."""
+PART = 4
+"""A large fleet has a quarter of its slots ahead. More would only wait: rollouts of 30 s on 10,000 slots end
+at 333 a second, and whatever comes with a higher priority waits for what lies in the queue already.
+"""
 
 _REFRESH_INTERVAL = 5.0
 
@@ -33,7 +38,7 @@ class Window:
     def __init__(self, ledger: Ledger, fixed: int | None) -> None:
         self._ledger = ledger
         self._fixed = fixed
-        self._size = LEAST
+        self._size = AHEAD
         self._due = 0.0
         self._said = False
 
@@ -42,15 +47,19 @@ class Window:
         if self._fixed is not None:
             return self._fixed
         if time.monotonic() >= self._due:
-            self._size = max(LEAST, ROUNDS * await self._slots())
+            generate, verify = await self._slots()
+            self._size = generate + verify + max(AHEAD, generate // PART)
             self._due = time.monotonic() + _REFRESH_INTERVAL
         return self._size
 
-    async def _slots(self) -> int:
-        """Return how many rollouts the workers that generate hold at once, all together."""
-        leases = await patiently(self._ledger.leases)
-        slots = sum(int(lease.info.get("slots") or 0) for lease in leases if lease.info.get("kind") == "gpu")
-        if not slots and not self._said:
+    async def _slots(self) -> tuple[int, int]:
+        """Return how many rollouts the workers that generate hold at once, all together, and those that
+        verify.
+        """
+        slots = Counter[str]()
+        for lease in await patiently(self._ledger.leases):
+            slots[lease.info.get("kind", "")] += int(lease.info.get("slots") or 0)
+        if not slots["gpu"] and not self._said:
             _log.warning("no worker that generates is there; the run waits for one")
-        self._said = not slots
-        return slots
+        self._said = not slots["gpu"]
+        return slots["gpu"], slots["cpu"]
