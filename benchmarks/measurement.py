@@ -17,14 +17,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from benchmarks.processes import cpu_seconds, own_peak_megabytes, peak_megabytes
+from benchmarks.processes import cpu_seconds, own_peak_megabytes, peak_megabytes, pss_of, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Sample = dict[str, Any]
 """``rate`` and ``drain`` (a second), ``cpu`` (µs each, by process), ``memory`` (peak MB of the largest, by
-process), ``commands`` (of Redis, each) and what a workload adds.
+process), ``pss`` (MB of all when the measured run has just ended, by process), ``commands`` (of Redis, each)
+and what a workload adds.
 """
 
 _CALLS = re.compile(r"cmdstat_([^:]+):calls=(\d+),usec=(\d+)")
@@ -133,6 +134,15 @@ def memory(stage: Stage) -> Mapping[str, float]:
     return found | {"client": own_peak_megabytes()}
 
 
+def proportional(stage: Stage) -> Mapping[str, float]:
+    """Return the MB that all sessions of each name, and this process, take now (``processes.pss_of``)."""
+    found = {
+        name: sum(pss_of(pid) for leader in pids for pid in session(leader))
+        for name, pids in stage.processes.items()
+    }
+    return found | {"client": pss_of(os.getpid())}
+
+
 def measure(client: Client, stage: Stage, tasks: int, warm_up: int) -> Sample:
     """Measure a client end to end, then how fast workers drain what is in the queue already."""
     client.send(warm_up)
@@ -142,7 +152,7 @@ def measure(client: Client, stage: Stage, tasks: int, warm_up: int) -> Sample:
         client.send(tasks)
         client.wait(tasks)
         seconds = time.perf_counter() - started
-    sample: Sample = {"rate": tasks / seconds, **spent.each(tasks)}
+    sample: Sample = {"rate": tasks / seconds, **spent.each(tasks), "pss": proportional(stage)}
     if "workers" in stage.processes:
         stage.signal(signal.SIGSTOP)
         try:

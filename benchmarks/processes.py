@@ -62,6 +62,35 @@ def peak_of(pid: int) -> float:
     return int(found.group(1)) * 1024 / 1e6 if found else 0.0
 
 
+def pss_of(pid: int) -> float:
+    """Return the proportional set size (Pss of proc(5)) of one process, in MB; 0 if it has ended.
+
+    What processes share is divided among them, so a sum over all of them counts it once.
+    """
+    try:
+        found = re.search(r"Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return 0.0
+    return int(found.group(1)) * 1024 / 1e6 if found else 0.0
+
+
+def name_of(pid: int) -> str:
+    """Return the name of the program that a process runs; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """Return the environment that a process was started with; nothing if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return dict(variable.partition("=")[::2] for variable in text.split("\0"))
+
+
 def _all() -> list[tuple[int, list[str]]]:
     stats = [(int(entry.name), _stat(entry)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [(pid, fields) for pid, fields in stats if fields]

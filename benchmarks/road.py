@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import probes
-from benchmarks.measurement import Stage, add_arguments, costs, memory
+from benchmarks.measurement import Stage, add_arguments, costs, memory, proportional
 from benchmarks.metering import Meter, publisher_seconds
 from gym_queue import assembly
 from gym_queue.coordinator.archive import Archive
@@ -140,7 +140,11 @@ async def measure(options: argparse.Namespace, road: Road, stage: Stage) -> Samp
         spent.cpu[part] = meter.seconds[part] - parts.get(part, 0.0)
     spent.cpu["feeder"] += publisher_seconds() - publisher
     spent.cpu["event loop"] = spent.cpu.pop("client") - spent.cpu["feeder"] - spent.cpu["aggregator"]
-    sample: Sample = {"rate": options.tasks / seconds, **spent.each(options.tasks)}
+    sample: Sample = {
+        "rate": options.tasks / seconds,
+        **spent.each(options.tasks),
+        "pss": proportional(stage),
+    }
     sample |= _tenths([at for at, _ in metrics.seen])
     if options.sleeping:
         sample |= _makespan(options, seconds, metrics)
