@@ -47,7 +47,7 @@ async def latency(road: Road, probes: int, flood: int) -> Sample:
     found: dict[str, list[float]] = {"submit_start": [], "accept_start": [], "end_seen": []}
     folder = road.folder / "probes"
     folder.mkdir()
-    small = type(road)(road.settings, folder, 1)
+    small = type(road)(road.settings, folder, 1, keep=True)
     try:
         await small.run(1)
         for _ in range(probes):

@@ -11,6 +11,7 @@ import json
 import signal
 import tempfile
 import time
+from array import array
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from gym_queue.records import Stage as Hop
 from gym_queue.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from benchmarks.measurement import Sample
     from gym_queue.celery_app import CeleryBroker
     from gym_queue.ledger.base import Ledger
@@ -40,16 +43,23 @@ _PATIENT = Limits(generate_timeout=3600, tool_timeout=3600, rollout_timeout=7200
 
 
 class Seen(Metrics):
-    """Metrics that note when each rollout could be seen: its row is on the disk by then."""
+    """Metrics that note when each rollout could be seen: its row is on the disk by then.
 
-    def __init__(self, samples: int) -> None:
+    Summaries are kept only if asked for: the memory of a run is measured, and they would not be the run's.
+    """
+
+    def __init__(self, samples: int, *, keep: bool) -> None:
         super().__init__(samples)
+        self.seen_at = array("d")
         self.seen: list[tuple[float, Summary]] = []
+        self._keep = keep
 
     def add(self, summary: Summary) -> None:
         """See ``Metrics.add``."""
         super().add(summary)
-        self.seen.append((time.time(), summary))
+        self.seen_at.append(time.time())
+        if self._keep:
+            self.seen.append((self.seen_at[-1], summary))
 
 
 class Road:
@@ -61,13 +71,21 @@ class Road:
         samples: rollouts an example: the size of a group.
         environment: of all examples.
         padding: characters of each prompt.
+        keep: whether the summaries of a run are kept until its end.
 
     Attributes:
         submitted_at: when the newest run's input had been checked and its output opened (Unix time).
     """
 
     def __init__(
-        self, settings: Settings, folder: Path, samples: int, environment: str = "rows", padding: int = 0
+        self,
+        settings: Settings,
+        folder: Path,
+        samples: int,
+        environment: str = "rows",
+        padding: int = 0,
+        *,
+        keep: bool = False,
     ) -> None:
         self.settings = settings
         self.ledger: Ledger = assembly.make_ledger(settings)
@@ -76,6 +94,7 @@ class Road:
         self.folder = folder
         self._environment = environment
         self._prompt = "What is 6 * 7?".ljust(padding, "?")
+        self._keep = keep
         self._runs = 0
         self.submitted_at = 0.0
 
@@ -92,7 +111,7 @@ class Road:
         source = JsonlSource(
             rows, default_environment=self._environment, environments=assembly.make_environment, limit=None
         )
-        metrics, run_id = Seen(self.samples), f"{name}-{time.time_ns()}"
+        metrics, run_id = Seen(self.samples, keep=self._keep), f"{name}-{time.time_ns()}"
         with Archive(self.folder / f"{name}.jsonl", self.samples).open() as archive:
             coordinator = Coordinator(
                 ledger=self.ledger,
@@ -145,7 +164,7 @@ async def measure(options: argparse.Namespace, road: Road, stage: Stage) -> Samp
         **spent.each(options.tasks),
         "pss": proportional(stage),
     }
-    sample |= _tenths([at for at, _ in metrics.seen])
+    sample |= _tenths(metrics.seen_at)
     if options.sleeping:
         sample |= _makespan(options, seconds, metrics)
     elif not options.no_drain:
@@ -174,7 +193,7 @@ async def drain(options: argparse.Namespace, road: Road, stage: Stage) -> float:
     return float(options.tasks / (time.perf_counter() - started))
 
 
-def _tenths(seen: list[float]) -> Sample:
+def _tenths(seen: Sequence[float]) -> Sample:
     """Return the throughput of the first and last tenth of a run, by when rows were on the disk."""
     tenth = len(seen) // 10
     if tenth < 5000:  # noqa: PLR2004 - a few batches at least
@@ -193,7 +212,8 @@ def _makespan(options: argparse.Namespace, seconds: float, metrics: Seen) -> Sam
 
 async def _main(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     stage = Stage.parse(options)
-    road = Road(Settings(), folder, options.samples, options.environment, options.padding)
+    keep = options.sleeping or options.probe is not None
+    road = Road(Settings(), folder, options.samples, options.environment, options.padding, keep=keep)
     try:
         if options.probe == "latency":
             return await probes.latency(road, options.tasks, options.flood)

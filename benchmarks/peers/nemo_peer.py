@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemo_gym.global_config import GlobalConfigDictParserConfig, get_global_config_dict
 from nemo_gym.rollout_collection import RolloutCollectionConfig, RolloutCollectionHelper
@@ -34,7 +34,7 @@ from benchmarks import measurement
 from benchmarks.processes import cpu_of, descendants, environment_of, name_of, peak_of, pss_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from benchmarks.measurement import Sample
 
@@ -171,13 +171,22 @@ async def _collect(folder: Path, count: int, at_once: int) -> tuple[float, float
     own, started = time.process_time(), time.perf_counter()
     results = await RolloutCollectionHelper().run_from_config(config)
     seconds, cpu = time.perf_counter() - started, time.process_time() - own
-    written = [json.loads(line) for line in out.read_text().splitlines()]
-    for found in (results, written):
-        done = {(one["_ng_task_index"], one["_ng_rollout_index"]) for one in found if one["reward"] == 1.0}
-        if len(found) != count or len(done) != count:
-            msg = f"{count} rollouts went out; {len(found)} came back, {len(done)} of them right"
-            raise RuntimeError(msg)
+    with out.open() as written:  # a row at a time: the memory of this process counts
+        _check(count, map(json.loads, written))
+    _check(count, results)
     return seconds, cpu
+
+
+def _check(count: int, rollouts: Iterable[Any]) -> None:
+    """Raise if they are not so many different ones, each with its reward."""
+    came, right = 0, set()
+    for one in rollouts:
+        came += 1
+        if one["reward"] == 1.0:
+            right.add((one["_ng_task_index"], one["_ng_rollout_index"]))
+    if came != count or len(right) != count:
+        msg = f"{count} rollouts went out; {came} came back, {len(right)} of them right"
+        raise RuntimeError(msg)
 
 
 async def _measure(servers: Servers, tasks: int, at_once: int) -> Sample:
