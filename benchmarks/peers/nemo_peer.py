@@ -139,7 +139,7 @@ class Servers:
 
 @contextlib.contextmanager
 def _servers() -> Iterator[Servers]:
-    with tempfile.TemporaryDirectory(prefix="nemo-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="gq-nemo-", ignore_cleanup_errors=True) as folder:
         servers = Servers(Path(folder))
         try:
             head = DictConfig({"head_server": servers.head})
