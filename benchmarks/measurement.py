@@ -17,15 +17,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from benchmarks.processes import cpu_seconds, own_peak_megabytes, peak_megabytes, pss_of, session
+from benchmarks.processes import cpu_seconds, memory_in_all, own_peak_megabytes, peak_megabytes, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Sample = dict[str, Any]
 """``rate`` and ``drain`` (a second), ``cpu`` (µs each, by process), ``memory`` (peak MB of the largest, by
-process), ``pss`` (MB of all when the measured run has just ended, by process), ``commands`` (of Redis, each)
-and what a workload adds.
+process), ``in_all`` (MB of all processes when the measured run has just ended: ``processes.memory_in_all``),
+``commands`` (of Redis, each) and what a workload adds.
 """
 
 _CALLS = re.compile(r"cmdstat_([^:]+):calls=(\d+),usec=(\d+)")
@@ -134,13 +134,12 @@ def memory(stage: Stage) -> Mapping[str, float]:
     return found | {"client": own_peak_megabytes()}
 
 
-def proportional(stage: Stage) -> Mapping[str, float]:
-    """Return the MB that all sessions of each name, and this process, take now (``processes.pss_of``)."""
-    found = {
-        name: sum(pss_of(pid) for leader in pids for pid in session(leader))
-        for name, pids in stage.processes.items()
+def in_all(stage: Stage) -> Mapping[str, float]:
+    """Return the MB that all sessions, and this process, take now (``processes.memory_in_all``)."""
+    groups = {
+        name: [pid for leader in pids for pid in session(leader)] for name, pids in stage.processes.items()
     }
-    return found | {"client": pss_of(os.getpid())}
+    return memory_in_all(groups | {"client": [os.getpid()]})
 
 
 def measure(client: Client, stage: Stage, tasks: int, warm_up: int) -> Sample:
@@ -152,7 +151,7 @@ def measure(client: Client, stage: Stage, tasks: int, warm_up: int) -> Sample:
         client.send(tasks)
         client.wait(tasks)
         seconds = time.perf_counter() - started
-    sample: Sample = {"rate": tasks / seconds, **spent.each(tasks), "pss": proportional(stage)}
+    sample: Sample = {"rate": tasks / seconds, **spent.each(tasks), "in_all": in_all(stage)}
     if "workers" in stage.processes:
         stage.signal(signal.SIGSTOP)
         try:

@@ -33,7 +33,7 @@ _COLUMNS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "MB worker": (("memory", "workers"), ",.0f"),
         "MB client": (("memory", "client"), ",.0f"),
         "MB redis": (("memory", "redis"), ",.0f"),
-        "MB in all": (("pss", "*"), ",.0f"),
+        "MB in all": (("in_all", "*"), ",.0f"),
     },
     "sleeping": {
         "makespan s": (("makespan",), ".1f"),
@@ -151,7 +151,7 @@ def _beside_nemo(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Iterator[s
     rounds = list(zip(ours, theirs, strict=False))
     times = [our["rate"] / their["rate"] for our, their in rounds]
     yield from _wanted("groups of 8, times NeMo Gym", _middle(times), 30)
-    memory = [(look(our, ("pss", "*")), look(their, ("pss", "*"))) for our, their in rounds]
+    memory = [(look(our, ("in_all", "*")), look(their, ("in_all", "*"))) for our, their in rounds]
     shares = [our / their for our, their in memory if our and their]
     yield from _wanted("groups of 8, memory in all as a share of NeMo Gym's", _middle(shares), 0.2, most=True)
 

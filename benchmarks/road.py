@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import probes
-from benchmarks.measurement import Stage, add_arguments, costs, memory, proportional
+from benchmarks.measurement import Stage, add_arguments, costs, in_all, memory
 from benchmarks.metering import Meter, publisher_seconds
 from gym_queue import assembly
 from gym_queue.coordinator.archive import Archive
@@ -162,7 +162,7 @@ async def measure(options: argparse.Namespace, road: Road, stage: Stage) -> Samp
     sample: Sample = {
         "rate": options.tasks / seconds,
         **spent.each(options.tasks),
-        "pss": proportional(stage),
+        "in_all": in_all(stage),
     }
     sample |= _tenths(metrics.seen_at)
     if options.sleeping:

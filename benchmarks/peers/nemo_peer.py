@@ -31,7 +31,7 @@ from nemo_gym.server_utils import ServerClient
 from omegaconf import DictConfig
 
 from benchmarks import measurement
-from benchmarks.processes import cpu_of, descendants, environment_of, name_of, peak_of, pss_of
+from benchmarks.processes import cpu_of, descendants, environment_of, memory_in_all, name_of, peak_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -200,7 +200,7 @@ async def _measure(servers: Servers, tasks: int, at_once: int) -> Sample:
         "at_once": at_once,
         "cpu": {name: 1e6 * used / tasks for name, used in (spent | {"client": own}).items()},
         "memory": {name: sum(map(peak_of, pids)) for name, pids in processes.items()},
-        "pss": {name: sum(map(pss_of, pids)) for name, pids in processes.items()},
+        "in_all": memory_in_all(processes),
         "commands": {},
     }
 
@@ -209,7 +209,9 @@ async def _best(servers: Servers, tasks: int, warm_up: int) -> Sample:
     """Return the sample of the concurrency that was fastest, with what was found at each."""
     await _collect(servers.folder, warm_up, max(CONCURRENCIES))
     samples = [await _measure(servers, tasks, at_once) for at_once in CONCURRENCIES]
-    tried = {str(one["at_once"]): {"rate": one["rate"], "pss": sum(one["pss"].values())} for one in samples}
+    tried = {
+        str(one["at_once"]): {"rate": one["rate"], "in_all": sum(one["in_all"].values())} for one in samples
+    }
     return max(samples, key=lambda one: float(one["rate"])) | {"tried": tried}
 
 

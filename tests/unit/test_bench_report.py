@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.contenders import NEMO
 from benchmarks.parts import Results
-from benchmarks.processes import environment_of, name_of, peak_of, pss_of
+from benchmarks.processes import environment_of, memory_in_all, name_of
 from benchmarks.report import table, verdicts
 from benchmarks.virtualenvs import NotInstalledError, interpreter_of, sections
 
@@ -22,7 +22,7 @@ _GONE = 2**22 + 1  # above the kernel's greatest number of a process
 
 
 def sample(rate: float, **megabytes: float) -> dict[str, Any]:
-    return {"rate": rate, "pss": megabytes}
+    return {"rate": rate, "in_all": megabytes}
 
 
 def beside_nemo(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[str]:
@@ -88,5 +88,26 @@ def test_a_process_is_seen_as_the_kernel_sees_it() -> None:
         assert environment_of(child.pid)["BENCHMARK_MARK"] == "a=b"
         assert name_of(child.pid) == "sh"
         child.communicate()
-    assert 0 < pss_of(os.getpid()) <= peak_of(os.getpid())
-    assert (pss_of(_GONE), name_of(_GONE), environment_of(_GONE)) == (0, "", {})
+    assert (name_of(_GONE), environment_of(_GONE)) == ("", {})
+
+
+_FORK = """
+import os, sys
+kept = bytes(range(256)) * 2**18
+os.fork()
+os.write(1, b"%8d" % os.getpid())
+sys.stdin.read()
+"""
+
+
+def test_memory_in_all_counts_what_processes_share_once() -> None:
+    argv = [sys.executable, "-c", _FORK]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        pids = [int(parent.stdout.read(8)) for _ in range(2)]
+        one, both = memory_in_all({"one": pids[:1]}), memory_in_all({"two": pids, "gone": [_GONE]})
+        parent.communicate()
+    assert 67 < both["two"] < 100  # 64 MiB are there once
+    assert one["one"] == pytest.approx(both["two"] / 2, rel=0.2)
+    assert both["files"] == pytest.approx(one["files"], rel=0.2)
+    assert both["gone"] == 0
