@@ -59,7 +59,7 @@ lint: install ## style, types, and who may import whom
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
 
-bench: install ## what the road costs, beside other queues; BENCH='--quick' for two minutes
+bench: install ## what the road costs, beside other queues; BENCH='--quick' for three minutes
 	$(BIN)/python -m benchmarks $(BENCH)
 
 SEED ?= 1

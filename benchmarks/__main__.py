@@ -42,7 +42,7 @@ def _parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, 
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them if none"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer of everything: about two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer of everything: about three minutes")
     parser.add_argument("--rounds", type=int, help="how often each is measured (3; quick: 1)")
     parser.add_argument("--rollouts", type=int, help="rollouts of a no-op run (10000; quick: 2000)")
     parser.add_argument("--peer", action="append", choices=PEERS, help="only this one; may be repeated")

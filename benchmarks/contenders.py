@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.stand import Contender
-from benchmarks.virtualenvs import python_of
+from benchmarks.virtualenvs import interpreter_of, python_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +84,11 @@ def _ray() -> Contender:
     return Contender(RAY, ["-m", "benchmarks.peers.ray_peer"], python=python_of("ray"))
 
 
+def _nemo() -> Contender:
+    interpreter = interpreter_of("BENCHMARK_NEMO_PYTHON", "python3.13", "python3.12")
+    return Contender(NEMO, ["-m", "benchmarks.peers.nemo_peer"], python=python_of("nemo", interpreter))
+
+
 PEERS: dict[str, Callable[[], Contender]] = {
     CELERY: lambda: _celery(""),
     CELERY_IGNORE: lambda: _celery("ignore_result"),
@@ -91,10 +96,11 @@ PEERS: dict[str, Callable[[], Contender]] = {
     TASKIQ: _taskiq,
     RQ: _rq,
     RAY: _ray,
+    NEMO: _nemo,
     LIST: lambda: _bare(""),
     STREAM: lambda: _bare("stream"),
 }
 """By name; making one installs it. Raises ``virtualenvs.NotInstalledError``."""
 
-TASKS = {CELERY: 2000, CELERY_IGNORE: 2000, DRAMATIQ: 4000, TASKIQ: 4000, RQ: 2000, RAY: 4000}
+TASKS = {CELERY: 2000, CELERY_IGNORE: 2000, DRAMATIQ: 4000, TASKIQ: 4000, RQ: 2000, RAY: 4000, NEMO: 800}
 """How many tasks a round takes, for a rate that is known to be moderate; others take as many as the road."""

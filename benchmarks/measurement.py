@@ -17,14 +17,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from benchmarks.processes import cpu_seconds, own_peak_megabytes, peak_megabytes
+from benchmarks.processes import cpu_seconds, memory_in_all, own_peak_megabytes, peak_megabytes, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Sample = dict[str, Any]
 """``rate`` and ``drain`` (a second), ``cpu`` (µs each, by process), ``memory`` (peak MB of the largest, by
-process), ``commands`` (of Redis, each) and what a workload adds.
+process), ``in_all`` (MB of all processes when the measured run has just ended: ``processes.memory_in_all``),
+``commands`` (of Redis, each) and what a workload adds.
 """
 
 _CALLS = re.compile(r"cmdstat_([^:]+):calls=(\d+),usec=(\d+)")
@@ -133,6 +134,14 @@ def memory(stage: Stage) -> Mapping[str, float]:
     return found | {"client": own_peak_megabytes()}
 
 
+def in_all(stage: Stage) -> Mapping[str, float]:
+    """Return the MB that all sessions, and this process, take now (``processes.memory_in_all``)."""
+    groups = {
+        name: [pid for leader in pids for pid in session(leader)] for name, pids in stage.processes.items()
+    }
+    return memory_in_all(groups | {"client": [os.getpid()]})
+
+
 def measure(client: Client, stage: Stage, tasks: int, warm_up: int) -> Sample:
     """Measure a client end to end, then how fast workers drain what is in the queue already."""
     client.send(warm_up)
@@ -142,7 +151,7 @@ def measure(client: Client, stage: Stage, tasks: int, warm_up: int) -> Sample:
         client.send(tasks)
         client.wait(tasks)
         seconds = time.perf_counter() - started
-    sample: Sample = {"rate": tasks / seconds, **spent.each(tasks)}
+    sample: Sample = {"rate": tasks / seconds, **spent.each(tasks), "in_all": in_all(stage)}
     if "workers" in stage.processes:
         stage.signal(signal.SIGSTOP)
         try:

@@ -43,17 +43,17 @@ async def latency(road: Road, probes: int, flood: int) -> Sample:
     ``submit_start``: from before the run is opened to its claim. ``accept_start``: from its acceptance to
     its claim. ``end_seen``: from the end of its verifier to its row on the disk.
     """
-    busy = asyncio.create_task(road.run(flood, keep=True)) if flood else None
+    busy = asyncio.create_task(road.run(flood)) if flood else None
     found: dict[str, list[float]] = {"submit_start": [], "accept_start": [], "end_seen": []}
     folder = road.folder / "probes"
     folder.mkdir()
-    small = type(road)(road.settings, folder, 1)
+    small = type(road)(road.settings, folder, 1, keep=True)
     try:
         await small.run(1)
         for _ in range(probes):
             if busy is not None and busy.done():
                 break
-            _, metrics = await small.run(1, priority=1, keep=True)
+            _, metrics = await small.run(1, priority=1)
             ((seen, summary),) = metrics.seen
             timings = summary.timings
             waited = timings.queued or 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from benchmarks.contenders import CELERY, DRAMATIQ, TASKIQ
+from benchmarks.contenders import CELERY, DRAMATIQ, NEMO, TASKIQ
 from benchmarks.parts import look, median
 
 if TYPE_CHECKING:
@@ -25,10 +25,15 @@ _COLUMNS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "feeder": (("cpu", "feeder"), ",.0f"),
         "aggregator": (("cpu", "aggregator"), ",.0f"),
         "loop": (("cpu", "event loop"), ",.0f"),
+        "agent": (("cpu", "agent"), ",.0f"),
+        "model": (("cpu", "model"), ",.0f"),
+        "resources": (("cpu", "resources"), ",.0f"),
+        "ray": (("cpu", "ray"), ",.0f"),
         "commands": (("commands", "*"), ".1f"),
         "MB worker": (("memory", "workers"), ",.0f"),
         "MB client": (("memory", "client"), ",.0f"),
         "MB redis": (("memory", "redis"), ",.0f"),
+        "MB in all": (("in_all", "*"), ",.0f"),
     },
     "sleeping": {
         "makespan s": (("makespan",), ".1f"),
@@ -116,6 +121,7 @@ def verdicts(results: Mapping[str, Results]) -> Iterator[str]:
     if plain := found.get("noop", {}).get(CELERY):
         ratios = [ours["rate"] / theirs["rate"] for ours, theirs in zip(ones, plain, strict=False)]
         yield from _wanted("groups of 1, times plain Celery", _middle(ratios), 3.0)
+    yield from _beside_nemo(eights, found.get("noop", {}).get(NEMO, []))
     idle = found.get("latency", {}).get("idle", [])
     yield from _wanted("idle, submit to start, p50 ms", median(idle, "submit_start", "p50"), 5, most=True)
     yield from _wanted("idle, submit to start, p99 ms", median(idle, "submit_start", "p99"), 15, most=True)
@@ -149,6 +155,15 @@ def _flat(curve: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
         if len(peaks) > 1 and peaks[0] and peaks[-1]:
             name = f"peak memory of {process}, longest run to shortest"
             yield from _wanted(name, peaks[-1] / peaks[0], 1.3, most=True)
+
+
+def _beside_nemo(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Iterator[str]:
+    rounds = list(zip(ours, theirs, strict=False))
+    times = [our["rate"] / their["rate"] for our, their in rounds]
+    yield from _wanted("groups of 8, times NeMo Gym", _middle(times), 30)
+    memory = [(look(our, ("in_all", "*")), look(their, ("in_all", "*"))) for our, their in rounds]
+    shares = [our / their for our, their in memory if our and their]
+    yield from _wanted("groups of 8, memory in all as a share of NeMo Gym's", _middle(shares), 0.2, most=True)
 
 
 def _middle(values: Sequence[float]) -> float | None:

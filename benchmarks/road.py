@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import probes
-from benchmarks.measurement import Stage, add_arguments, costs, memory
+from benchmarks.measurement import Stage, add_arguments, costs, in_all, memory
 from benchmarks.metering import Meter, publisher_seconds
 from gym_queue import assembly
 from gym_queue.coordinator.archive import Archive
@@ -85,13 +85,21 @@ class Road:
         samples: rollouts an example: the size of a group.
         environment: of all examples.
         padding: characters of each prompt.
+        keep: whether the summaries of a run are kept until its end.
 
     Attributes:
         submitted_at: when the newest run's input had been checked and its output opened (Unix time).
     """
 
     def __init__(
-        self, settings: Settings, folder: Path, samples: int, environment: str = "rows", padding: int = 0
+        self,
+        settings: Settings,
+        folder: Path,
+        samples: int,
+        environment: str = "rows",
+        padding: int = 0,
+        *,
+        keep: bool = False,
     ) -> None:
         self.settings = settings
         self.ledger: Ledger = assembly.make_ledger(settings)
@@ -100,14 +108,13 @@ class Road:
         self.folder = folder
         self._environment = environment
         self._prompt = "What is 6 * 7?".ljust(padding, "?")
+        self._keep = keep
         self._runs = 0
         self.submitted_at = 0.0
 
-    async def run(
-        self, rollouts: int, *, window: int | None = None, priority: int = 0, keep: bool = False
-    ) -> tuple[float, Seen]:
+    async def run(self, rollouts: int, *, window: int | None = None, priority: int = 0) -> tuple[float, Seen]:
         """Run to the end, the sorted and durable output. Returns how many seconds that took, and what was
-        seen (``keep``: of each rollout).
+        seen.
         """
         self._runs += 1
         name = f"run{self._runs}"
@@ -118,7 +125,7 @@ class Road:
         source = JsonlSource(
             rows, default_environment=self._environment, environments=assembly.make_environment, limit=None
         )
-        metrics, run_id = Seen(self.samples, rollouts, keep=keep), f"{name}-{time.time_ns()}"
+        metrics, run_id = Seen(self.samples, rollouts, keep=self._keep), f"{name}-{time.time_ns()}"
         with Archive(self.folder / f"{name}.jsonl", self.samples).open() as archive:
             coordinator = Coordinator(
                 ledger=self.ledger,
@@ -161,12 +168,16 @@ async def measure(options: argparse.Namespace, road: Road, stage: Stage) -> Samp
     await road.run(options.warm_up)
     parts, publisher = dict(meter.seconds), publisher_seconds()
     with costs(stage) as spent:
-        seconds, metrics = await road.run(options.tasks, keep=options.sleeping)
+        seconds, metrics = await road.run(options.tasks)
     for part in _PARTS.values():
         spent.cpu[part] = meter.seconds[part] - parts.get(part, 0.0)
     spent.cpu["feeder"] += publisher_seconds() - publisher
     spent.cpu["event loop"] = spent.cpu.pop("client") - spent.cpu["feeder"] - spent.cpu["aggregator"]
-    sample: Sample = {"rate": options.tasks / seconds, **spent.each(options.tasks)}
+    sample: Sample = {
+        "rate": options.tasks / seconds,
+        **spent.each(options.tasks),
+        "in_all": in_all(stage),
+    }
     sample |= metrics.tenths()
     if options.sleeping:
         sample |= _makespan(options, seconds, metrics)
@@ -206,7 +217,8 @@ def _makespan(options: argparse.Namespace, seconds: float, metrics: Seen) -> Sam
 
 async def _main(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     stage = Stage.parse(options)
-    road = Road(Settings(), folder, options.samples, options.environment, options.padding)
+    keep = options.sleeping or options.probe is not None
+    road = Road(Settings(), folder, options.samples, options.environment, options.padding, keep=keep)
     try:
         if options.probe == "latency":
             return await probes.latency(road, options.tasks, options.flood)

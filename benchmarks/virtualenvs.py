@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 PINS = Path(__file__).with_name("peers.txt")
 _PATIENCE = 900.0
+_GLANCE = 30.0
 
 
 class NotInstalledError(Exception):
@@ -54,6 +56,24 @@ def python_of(section: str, interpreter: str = sys.executable) -> str:
     _run([str(python), "-m", "pip", "install", "--quiet", *pins])
     stamp.write_text(wanted)
     return str(python)
+
+
+def interpreter_of(variable: str, *names: str) -> str:
+    """Return the interpreter that an environment variable names, or else the first of ``names`` that runs: a
+    version manager may have put something on the PATH that stands for nothing.
+
+    Raises:
+        NotInstalledError: there is none.
+    """
+    if chosen := os.environ.get(variable):
+        names = (chosen,)
+    for name in names:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            argv = [name, "-c", "import sys; print(sys.executable)"]
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=_GLANCE, check=True)  # noqa: S603
+            return done.stdout.strip()
+    msg = f"{' or '.join(names)} does not run; {variable} may name another"
+    raise NotInstalledError(msg)
 
 
 def _run(argv: list[str]) -> None:

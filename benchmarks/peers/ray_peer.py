@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from benchmarks import measurement
-from benchmarks.processes import cpu_of, descendants, peak_of
+from benchmarks.processes import cpu_of, descendants, memory_in_all, peak_of
 
 
 @ray.remote
@@ -56,8 +56,10 @@ def main() -> None:
     spent = {"workers": cpu_of(pids) - before, "client": time.process_time() - own}
     each = {name: 1e6 * cpu / options.tasks for name, cpu in spent.items()}
     memory = {"workers": sum(map(peak_of, pids)), "client": peak_of(os.getpid())}
+    in_all = memory_in_all({"workers": pids, "client": [os.getpid()]})
     ray.shutdown()
-    print(json.dumps({"rate": options.tasks / seconds, "cpu": each, "memory": memory, "commands": {}}))
+    rate = options.tasks / seconds
+    print(json.dumps({"rate": rate, "cpu": each, "memory": memory, "in_all": in_all, "commands": {}}))
 
 
 if __name__ == "__main__":
