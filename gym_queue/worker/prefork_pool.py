@@ -8,6 +8,7 @@ before the child can be waited for, so Celery mostly finds it alive, and looks a
 
 from __future__ import annotations
 
+import gc
 import logging
 import mmap
 import os
@@ -179,7 +180,11 @@ class PreforkPool(TaskPool):
     _hub: Any = None
 
     def on_start(self) -> None:
-        """Fork the children."""
+        """Fork the children. What was imported until now is none of any process's garbage: whoever looks for
+        some writes into each object, and so makes a copy of all that the processes share.
+        """
+        gc.collect()
+        gc.freeze()
         super().on_start()
         self.on_apply = self._apply
 
