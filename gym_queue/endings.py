@@ -6,7 +6,7 @@ that rows look the same whatever ended them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gym_queue.ledger.base import Ended
 from gym_queue.output import ROW_FIELDS, FailedRow, RolloutRow, SucceededRow
@@ -29,7 +29,7 @@ class Draft(Record):
     generate: float
 
 
-class Place(Record):
+class Place(NamedTuple):
     """Which rollout is meant: its run, example and sample."""
 
     spec: RunSpec

@@ -14,7 +14,8 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from gym_queue.errors import BrokerError, LedgerError
+from gym_queue.deadline import Deadline
+from gym_queue.errors import BrokerError, LedgerError, StageTimeoutError, WorkerStoodStillError
 from gym_queue.ledger.base import Ended, Retry, fence_of
 from gym_queue.quarantine import Quarantine
 from gym_queue.records import Limits, Stage
@@ -329,14 +330,14 @@ def _result(outcome: Outcome, receipt: Receipt | None) -> str:
 async def _patiently(ask: Callable[[], Awaitable[_Answer]], patience: float) -> _Answer:
     """Repeat a call that is safe to repeat until the ledger answers, ``patience`` seconds at most."""
     pause = 0.1
+    sentence = f"no answer of the ledger within {patience:g} s"
     try:
-        async with asyncio.timeout(patience):
+        async with Deadline(patience, sentence):
             while True:
                 try:
                     return await ask()
                 except LedgerError:
                     await asyncio.sleep(pause * random.random())
                     pause = min(2 * pause, _LONGEST_PAUSE)
-    except TimeoutError as expiry:
-        msg = f"no answer of the ledger within {patience:g} s"
-        raise LedgerError(msg) from expiry
+    except (StageTimeoutError, WorkerStoodStillError) as expiry:
+        raise LedgerError(sentence) from expiry

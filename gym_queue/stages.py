@@ -9,7 +9,7 @@ import inspect
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticSerializationError
 
@@ -269,8 +269,9 @@ async def _call_verifier(environment: Environment, place: Place, draft: Draft) -
     a reward.
     """
     try:
-        answer: object = environment.verify(place.example, draft.trajectory)
-        verdict = await answer if inspect.isawaitable(answer) else answer
+        answer: Any = environment.verify(place.example, draft.trajectory)
+        quick = isinstance(answer, Verdict) or not inspect.isawaitable(answer)
+        verdict = answer if quick else await answer
     except GymQueueError:
         raise
     except Exception as error:

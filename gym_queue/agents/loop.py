@@ -16,7 +16,7 @@ from gym_queue.agents.tokens import TokenLog
 from gym_queue.deadline import Deadline
 from gym_queue.environments.base import Observation
 from gym_queue.errors import EnvironmentFailedError, GymQueueError
-from gym_queue.records import Trajectory, Usage
+from gym_queue.records import Trajectory
 from gym_queue.telemetry.story import step
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from gym_queue.engines.base import Engine
     from gym_queue.environments.base import Environment
-    from gym_queue.records import Example, Message, RunSpec
+    from gym_queue.records import Example, Message, RunSpec, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ async def _converse(world: _World, engine: Engine, spec: RunSpec, ordinal: int) 
     observation = await world.reset()
     messages: list[Message] = list(observation.messages)
     tools = observation.tools or ()
-    log, usage, turn = TokenLog(), Usage(), 0
+    log, turn = TokenLog(), 0
+    usage: Usage | None = None
     while True:
         if not observation.messages:
             msg = "the environment gave the model nothing to answer and did not end the rollout"
@@ -86,7 +87,7 @@ async def _converse(world: _World, engine: Engine, spec: RunSpec, ordinal: int) 
         turn += 1
         messages.append(completion.message)
         log.append(completion)
-        usage += completion.usage
+        usage = completion.usage if usage is None else usage + completion.usage
         observation = await world.step(turn, completion.message)
         messages.extend(observation.messages)
         tools = tools if observation.tools is None else observation.tools
@@ -130,7 +131,7 @@ class _World:
         """Close the session. A failure is logged: it must hide neither a finished trajectory nor an error."""
         try:
             closing: Any = self._environment.close(self._session)
-            if inspect.isawaitable(closing):
+            if closing is not None and inspect.isawaitable(closing):
                 async with asyncio.timeout(self._seconds):
                     await closing
         except Exception:  # noqa: BLE001 - a user's code may raise anything; see the docstring
@@ -138,11 +139,11 @@ class _World:
 
     async def _ask(self, name: str, method: Callable[..., Any], *arguments: Any) -> Observation:
         """Call a method of the environment, plain or async, within its time."""
-        late = f"the environment's {name} took longer than tool_timeout ({self._seconds:g} s)"
         try:
             with step(name):
                 answer = method(self._example, self._session, *arguments)
-                if inspect.isawaitable(answer):
+                if not isinstance(answer, Observation) and inspect.isawaitable(answer):
+                    late = f"the environment's {name} took longer than tool_timeout ({self._seconds:g} s)"
                     async with Deadline(self._seconds, late):
                         answer = await answer
         except GymQueueError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from gym_queue import names
@@ -181,18 +182,7 @@ class RedisLedger(RedisViews):
                 ticket = follower if delay == 0 else None
         told_for = _TOLD_FOR if revoke else 0
         shared = [kind, fence.stage.value, index, fence.attempt, fence.worker, told_for]
-        keys = [
-            names.run_key(run_id),
-            names.group_key(run_id, index),
-            names.claims_key(fence.worker),
-            names.waiting_key(Stage.GENERATE),
-            names.waiting_key(Stage.VERIFY),
-            names.delayed_key(),
-            names.groups_key(run_id),
-            names.results_key(run_id),
-            names.revoked_key(fence.worker),
-            names.written_key(fence.worker),
-        ]
+        keys = _commit_keys(run_id, index, fence.worker)
         if not await self._scripts.run_merged("commit", keys, shared, own):
             return _REFUSED
         return Receipt(accepted=True, ticket=ticket) if ticket else _WRITTEN
@@ -295,6 +285,23 @@ class RedisLedger(RedisViews):
     async def close(self) -> None:
         """See ``Ledger.close``."""
         await self._edge.close()
+
+
+@lru_cache(maxsize=1024)
+def _commit_keys(run_id: str, index: int, worker: str) -> tuple[str, ...]:
+    """Return the keys of a commit. All samples of an example have the same."""
+    return (
+        names.run_key(run_id),
+        names.group_key(run_id, index),
+        names.claims_key(worker),
+        names.waiting_key(Stage.GENERATE),
+        names.waiting_key(Stage.VERIFY),
+        names.delayed_key(),
+        names.groups_key(run_id),
+        names.results_key(run_id),
+        names.revoked_key(worker),
+        names.written_key(worker),
+    )
 
 
 def _counter(summary: Summary) -> str:

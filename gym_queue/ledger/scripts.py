@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, RedisError
@@ -96,7 +95,7 @@ class Scripts:
         self, name: str, keys: Sequence[str], args: Sequence[Any], own: Sequence[Any], *, merged: bool
     ) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        size = sum([len(value) for value in chain(args, own) if isinstance(value, str | bytes)])
+        size = sum([len(value) for value in own or args if isinstance(value, str | bytes)])
         call = _Call(name, keys, args, [(own, future)], merged, size)
         if self._queue and self._queue[-1].takes(call):
             self._queue[-1].take(call)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import from_json
-
 from gym_queue import names
 from gym_queue.ledger import members
 from gym_queue.ledger.base import Event, Lease, OpenRollout, OwnedAttempt, Whereabouts, fence_of
@@ -165,7 +163,7 @@ class RedisViews:
         return [
             Event(
                 position=position.decode(),
-                summary=Summary.model_validate(from_json(fields[b"s"])),
+                summary=Summary.model_validate_json(fields[b"s"]),
                 row=fields[b"r"],
             )
             for position, fields in entries
