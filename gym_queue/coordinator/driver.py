@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gym_queue.coordinator.manifest import Manifest
     from gym_queue.coordinator.metrics import RunMetrics
     from gym_queue.coordinator.muster import Muster
+    from gym_queue.coordinator.progress import Written
     from gym_queue.coordinator.run_folder import RunFolder
     from gym_queue.coordinator.source import Source
     from gym_queue.environments.base import Environment
@@ -50,7 +51,8 @@ class Means:
     """What all runs of a head are driven with.
 
     ``cancel`` ends what is open of a run that is to be cancelled, ``cancel_samples`` the open samples of some
-    examples, given by index with the reasons.
+    examples, given by index with the reasons. ``on_progress`` is given what the progress file of a run says,
+    with the folder in which it lies, from any thread.
     """
 
     ledger: Ledger
@@ -60,6 +62,7 @@ class Means:
     environments: Callable[[str], Environment]
     cancel: Callable[[str], Awaitable[object]]
     cancel_samples: Callable[[RunSpec, Mapping[int, str]], Awaitable[object]]
+    on_progress: Callable[[Path, Written], None] = lambda *_: None
 
 
 class Driver:
@@ -166,7 +169,7 @@ class Driver:
         self, spec: RunSpec, source: Source, archive: Archive, metrics: Metrics, groups: Groups
     ) -> None:
         means = self._means
-        file = _MetricsFile(self._folder.paths.metrics, spec)
+        file, run_dir = _MetricsFile(self._folder.paths.metrics, spec), self._folder.paths.run_dir
         coordinator = Coordinator(
             ledger=means.ledger,
             publisher=means.publisher,
@@ -179,7 +182,7 @@ class Driver:
             cancel=partial(means.cancel, self.run_id),
             groups=groups,
             cancel_samples=partial(means.cancel_samples, spec),
-            progress=ProgressFile(self._folder.paths.run_dir),
+            progress=ProgressFile(run_dir, partial(means.on_progress, run_dir)),
             paused=self._is_to_pause,
             on_end=file.write,
         )

@@ -116,6 +116,11 @@ async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
             cancel=partial(cancel_run, asked, reason=_REASON),
         )
         stack.push_async_callback(asyncio.to_thread, runs.close_threads)
+        registry = Registry(
+            asked, heartbeat_interval=settings.worker_heartbeat_interval, timeout=settings.worker_timeout
+        )
+        services = HeadServices(settings, asked, runs, registry, FleetMetrics(asked, broker), broker)
+        stack.callback(services.readers.shutdown)
         means = Means(
             ledger=driving,
             publisher=broker,
@@ -124,12 +129,8 @@ async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
             environments=assembly.make_environment,
             cancel=partial(cancel_run, driving, reason=_REASON),
             cancel_samples=partial(cancel_samples, driving),
+            on_progress=services.watchers.hear,
         )
-        registry = Registry(
-            asked, heartbeat_interval=settings.worker_heartbeat_interval, timeout=settings.worker_timeout
-        )
-        services = HeadServices(settings, asked, runs, registry, FleetMetrics(asked, broker), broker)
-        stack.callback(services.readers.shutdown)
         leading = asyncio.create_task(_lead(Leader(runs.folder, means, runs.changed)))
         stack.push_async_callback(_ended, leading)
         yield services

@@ -1,4 +1,8 @@
-"""One look for many: whoever follows a run waits here, and one task looks at the files for all of them."""
+"""One look for many: whoever follows a run waits here, and one task looks at the files for all of them.
+
+Runs that this process drives need no look: who writes their progress says so at once (``Watchers.hear``). The
+looks are for those that another head drives.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +88,7 @@ class Watchers:
         self._readers = readers
         self._watches: dict[Path, Watch] = {}
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.looks = 0
         self.files = 0
 
@@ -100,6 +105,7 @@ class Watchers:
     @asynccontextmanager
     async def of(self, run_dir: Path) -> AsyncIterator[Watch]:
         """Watch a run while the block lasts. Raises ``StorageError``: its progress cannot be read."""
+        self._loop = asyncio.get_running_loop()
         watch = self._watches.setdefault(run_dir, Watch(run_dir, self._readers))
         watch.users += 1
         try:
@@ -114,6 +120,15 @@ class Watchers:
                 if not self._watches and self._task is not None:
                     self._task.cancel()
                     self._task = None
+
+    def hear(self, run_dir: Path, written: Written) -> None:
+        """Take in what a run's progress file says now, from any thread."""
+        if self._loop is not None:  # else nobody has waited for anything yet
+            self._loop.call_soon_threadsafe(self._tell, run_dir, written)
+
+    def _tell(self, run_dir: Path, written: Written) -> None:
+        if (watch := self._watches.get(run_dir)) is not None:
+            watch.tell(written)
 
     def wake(self) -> None:
         """Let everybody go on who waits: the head stops."""

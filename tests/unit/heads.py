@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gym_queue.coordinator import progress
 from gym_queue.coordinator.driver import Means
 from gym_queue.coordinator.leader import Leader
 from gym_queue.coordinator.muster import Muster
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import pytest
 
     from gym_queue.api import RunRequest, RunView
+    from gym_queue.coordinator.progress import Written
     from gym_queue.environments.base import Environment
     from gym_queue.ledger.base import Ledger
     from gym_queue.records import RunState
@@ -71,6 +73,7 @@ class Head:
         ledger = ledger or stack.ledger
         cancel = partial(cancel_run, ledger, reason="the run was cancelled")
         self.folder = folder
+        self.heard: list[tuple[Path, Written]] = []
         self.runs = Runs(
             ledger,
             folder,
@@ -87,6 +90,7 @@ class Head:
             environments=environments,
             cancel=cancel,
             cancel_samples=partial(cancel_samples, ledger),
+            on_progress=self._hear,
         )
         changed = asyncio.Event() if quiet else self.runs.changed
         self.leader = Leader(folder, means, changed, term=term, interval=min(0.01, term / 10))
@@ -101,6 +105,10 @@ class Head:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             self.runs.close_threads()
+
+    def _hear(self, run_dir: Path, written: Written) -> None:
+        assert progress.read(run_dir) == written  # who hears of it finds it
+        self.heard.append((run_dir, written))
 
     async def submit(self, request: RunRequest, *prompts: str) -> RunView:
         """Make a run with these examples, and close it."""

@@ -62,6 +62,22 @@ async def test_a_run_is_driven_from_its_first_example_to_its_last_row(tmp_path: 
     assert (metrics["run_id"], metrics["complete"], metrics["rollouts"]["succeeded"]) == (run_id, True, 8)
 
 
+async def test_who_leads_says_in_its_process_how_far_each_run_is(tmp_path: Path) -> None:
+    stack = Stack()
+    head, other = Head(stack, tmp_path), Head(stack, tmp_path)
+    async with stack.up(), head.up():
+        views = [await head.submit(REQUEST, "a", "b"), await other.submit(REQUEST, "c")]
+        for view in views:
+            await head.done(view.run_id)
+    for view in views:
+        folder = RunFolder(tmp_path / view.run_id)
+        heard = [written for run_dir, written in head.heard if run_dir == folder.paths.run_dir]
+        assert heard[-1] == folder.written()
+        assert heard[-1].final
+        assert [written.rows for written in heard] == sorted(written.rows for written in heard)
+    assert other.heard == []
+
+
 async def test_a_mix_needs_nothing_but_its_request(tmp_path: Path) -> None:
     stack = Stack()
     head = Head(stack, tmp_path)

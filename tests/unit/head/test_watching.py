@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gym_queue.coordinator.progress import ProgressFile, Written
-from gym_queue.head.watching import Watchers
+from gym_queue.head import watching
+from gym_queue.head.watching import Watch, Watchers
 from gym_queue.records import RunState
 from gym_queue.testing import async_wait_until
 
@@ -29,6 +30,10 @@ async def looked(watchers: Watchers) -> None:
     """Wait until all files were looked at from now on."""
     looks = watchers.looks
     await async_wait_until(lambda: watchers.looks > looks + 1)
+
+
+def _is_newest(watch: Watch, written: Written) -> bool:
+    return watch.newest == written
 
 
 async def until_final(watchers: Watchers, run_dir: Path) -> list[int]:
@@ -96,3 +101,21 @@ async def test_what_cannot_be_read_is_tried_again(watchers: Watchers, tmp_path: 
         path.rmdir()
         file.write(lambda: Written(rows=2))
         await async_wait_until(lambda: watch.newest == Written(rows=2))
+
+
+async def test_what_this_process_writes_is_heard_without_a_look(
+    watchers: Watchers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "INTERVAL", 3600.0)
+    watchers.hear(tmp_path, Written(rows=1))  # nobody waits: nobody is told
+    file = ProgressFile(tmp_path, partial(watchers.hear, tmp_path))
+    follower = asyncio.create_task(until_final(watchers, tmp_path))
+    async with watchers.of(tmp_path) as watch:
+        for written in (Written(rows=10), Written(rows=20), Written(rows=20, state=RunState.ENDED)):
+            await asyncio.to_thread(file.write, partial(Written.model_copy, written))
+            await async_wait_until(partial(_is_newest, watch, written))
+        await asyncio.to_thread(file.write, lambda: Written(rows=20, state=RunState.ENDED))  # said already
+        watchers.hear(tmp_path / "of another run", Written(rows=30))
+        seen = await asyncio.wait_for(follower, 10.0)
+    assert seen == [0, 10, 20, 20]
+    assert watchers.looks == 0
