@@ -77,7 +77,7 @@ class HeadServices:
         return RunFolder(File(self.settings.runs_dir) / run_id)
 
 
-def _of(request: Request) -> HeadServices:
+async def _of(request: Request) -> HeadServices:  # a plain function would be called in a thread each time
     services: HeadServices = request.app.state.services
     return services
 
