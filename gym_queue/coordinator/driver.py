@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +22,7 @@ from gym_queue.records import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from gym_queue.coordinator.manifest import Manifest
@@ -46,13 +47,17 @@ _WISH_INTERVAL = 0.5
 _METRICS_INTERVAL = 5.0
 
 
+def _heard_by_nobody(_: Path) -> AbstractContextManager[Callable[[Written], None]]:
+    return nullcontext(lambda _: None)
+
+
 @dataclass(frozen=True)
 class Means:
     """What all runs of a head are driven with.
 
     ``cancel`` ends what is open of a run that is to be cancelled, ``cancel_samples`` the open samples of some
-    examples, given by index with the reasons. ``on_progress`` is given what the progress file of a run says,
-    with the folder in which it lies, from any thread.
+    examples, given by index with the reasons. ``driving`` is entered with the folder of a run's progress file
+    while the run is driven; what it gives is called, from any thread, with what that file says.
     """
 
     ledger: Ledger
@@ -62,7 +67,7 @@ class Means:
     environments: Callable[[str], Environment]
     cancel: Callable[[str], Awaitable[object]]
     cancel_samples: Callable[[RunSpec, Mapping[int, str]], Awaitable[object]]
-    on_progress: Callable[[Path, Written], None] = lambda *_: None
+    driving: Callable[[Path], AbstractContextManager[Callable[[Written], None]]] = _heard_by_nobody
 
 
 class Driver:
@@ -136,7 +141,10 @@ class Driver:
             if (await asyncio.to_thread(self._folder.written)).final:  # another ended it meanwhile
                 return
             await self._make_ready(spec, archive)
-            await self._coordinate(spec, source, archive, metrics, groups)
+            run_dir = self._folder.paths.run_dir
+            with self._means.driving(run_dir) as tell:
+                progress = ProgressFile(run_dir, tell)
+                await self._coordinate(spec, source, archive, metrics, groups, progress)
         finally:
             groups.close()
             archive.close()
@@ -166,10 +174,16 @@ class Driver:
             await patiently(partial(self._means.cancel, self.run_id))
 
     async def _coordinate(
-        self, spec: RunSpec, source: Source, archive: Archive, metrics: Metrics, groups: Groups
+        self,
+        spec: RunSpec,
+        source: Source,
+        archive: Archive,
+        metrics: Metrics,
+        groups: Groups,
+        progress: ProgressFile,
     ) -> None:
         means = self._means
-        file, run_dir = _MetricsFile(self._folder.paths.metrics, spec), self._folder.paths.run_dir
+        file = _MetricsFile(self._folder.paths.metrics, spec)
         coordinator = Coordinator(
             ledger=means.ledger,
             publisher=means.publisher,
@@ -182,7 +196,7 @@ class Driver:
             cancel=partial(means.cancel, self.run_id),
             groups=groups,
             cancel_samples=partial(means.cancel_samples, spec),
-            progress=ProgressFile(run_dir, partial(means.on_progress, run_dir)),
+            progress=progress,
             paused=self._is_to_pause,
             on_end=file.write,
         )

@@ -129,7 +129,7 @@ async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
             environments=assembly.make_environment,
             cancel=partial(cancel_run, driving, reason=_REASON),
             cancel_samples=partial(cancel_samples, driving),
-            on_progress=services.watchers.hear,
+            driving=services.watchers.driving,
         )
         leading = asyncio.create_task(_lead(Leader(runs.folder, means, runs.changed)))
         stack.push_async_callback(_ended, leading)

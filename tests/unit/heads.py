@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from tests.unit.test_inbox import body
 from tests.unit.test_source import _Counted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     import pytest
@@ -90,7 +90,7 @@ class Head:
             environments=environments,
             cancel=cancel,
             cancel_samples=partial(cancel_samples, ledger),
-            on_progress=self._hear,
+            driving=self._driving,
         )
         changed = asyncio.Event() if quiet else self.runs.changed
         self.leader = Leader(folder, means, changed, term=term, interval=min(0.01, term / 10))
@@ -106,9 +106,13 @@ class Head:
             await asyncio.gather(task, return_exceptions=True)
             self.runs.close_threads()
 
-    def _hear(self, run_dir: Path, written: Written) -> None:
-        assert progress.read(run_dir) == written  # who hears of it finds it
-        self.heard.append((run_dir, written))
+    @contextmanager
+    def _driving(self, run_dir: Path) -> Iterator[Callable[[Written], None]]:
+        def hear(written: Written) -> None:
+            assert progress.read(run_dir) == written  # who hears of it finds it
+            self.heard.append((run_dir, written))
+
+        yield hear
 
     async def submit(self, request: RunRequest, *prompts: str) -> RunView:
         """Make a run with these examples, and close it."""
