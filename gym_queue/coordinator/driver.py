@@ -85,6 +85,7 @@ class Driver:
         self._wish = wish
         self._wished = asyncio.Event()
         self._said: str | None = ""
+        self._coordinator: Coordinator | None = None
         self.run_id = folder.path.name
 
     def wish(self, wish: RunState) -> None:
@@ -92,6 +93,11 @@ class Driver:
         if wish is not self._wish:
             self._wish = wish
             self._wished.set()
+
+    def more_examples(self) -> None:
+        """Say that examples were appended to the run."""
+        if self._coordinator is not None:  # else it will find them when it begins
+            self._coordinator.more_examples()
 
     async def drive(self) -> None:
         """Drive the run to its end. What fails is said, and tried again after a pause that grows."""
@@ -200,9 +206,13 @@ class Driver:
             paused=self._is_to_pause,
             on_end=file.write,
         )
-        with suppress(Cancelled):
-            async with beside(self._mind_wishes(), file.keep_up(metrics)) as during:
-                await during(coordinator.run())
+        self._coordinator = coordinator
+        try:
+            with suppress(Cancelled):
+                async with beside(self._mind_wishes(), file.keep_up(metrics)) as during:
+                    await during(coordinator.run())
+        finally:
+            self._coordinator = None  # which knows this driver: the files that it reads are closed with it
 
     async def _mind_wishes(self) -> None:
         """See to it that the ledger knows what is wished, even after it forgot."""

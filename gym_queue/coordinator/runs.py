@@ -67,6 +67,7 @@ class Runs:
     Attributes:
         folder: the same.
         changed: set when a run was made or something is wished of one; the leader of this process clears it.
+        on_examples: called with the id of a run that was given examples; the leader of this process listens.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Runs:
     ) -> None:
         self.folder = folder
         self.changed = asyncio.Event()
+        self.on_examples: Callable[[str], None] = lambda _: None
         self._ledger = ledger
         self._settings = settings
         self._environments = environments
@@ -139,7 +141,9 @@ class Runs:
             raise ConflictError(msg)
         lock, inbox = await self._inbox(plan)
         async with lock:
-            return await self._in(self._slow, self._append, run_id, inbox, body, offset)
+            count = await self._in(self._slow, self._append, run_id, inbox, body, offset)
+        self.on_examples(run_id)
+        return count
 
     async def close(self, run_id: str) -> RunView:
         """Let no more examples come: the run ends when those that are there have. Safe to repeat."""

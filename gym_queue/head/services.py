@@ -131,7 +131,9 @@ async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
             cancel_samples=partial(cancel_samples, driving),
             driving=services.watchers.driving,
         )
-        leading = asyncio.create_task(_lead(Leader(runs.folder, means, runs.changed)))
+        leader = Leader(runs.folder, means, runs.changed)
+        runs.on_examples = leader.more_examples
+        leading = asyncio.create_task(_lead(leader))
         stack.push_async_callback(_ended, leading)
         yield services
 

@@ -1,4 +1,6 @@
-"""What one process of a head is made of: those who follow a run hear from the one who drives it."""
+"""What one process of a head is made of: who drives a run tells those who follow it, and hears from those who
+append to it.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +32,20 @@ async def test_followers_of_a_run_that_is_driven_here_wait_for_no_look(
                 lambda: watch.newest is not None and watch.newest.state is RunState.ENDED, 20
             )
         assert services.watchers.looks == 0
+
+
+async def test_examples_for_a_run_that_is_driven_here_wait_for_no_look(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_PATIENCE", "_SOON"):
+        monkeypatch.setattr(f"gym_queue.coordinator.feeder.{name}", 3600.0)
+    settings = Settings(redis_url=redis_url, runs_dir=str(tmp_path), num_expected_workers=0)
+    async with opened(settings) as services:
+        view, _ = await services.runs.create(RunRequest(model="stub:"), "key")
+        for count in (1, 2, 3):
+            await services.runs.append(view.run_id, b'{"prompt": "?", "answer": "!"}')
+
+            async def accepted(count: int = count) -> bool:
+                return (await services.runs.show(view.run_id)).accepted == count
+
+            await async_wait_until(accepted, 20)

@@ -94,6 +94,8 @@ class Head:
         )
         changed = asyncio.Event() if quiet else self.runs.changed
         self.leader = Leader(folder, means, changed, term=term, interval=min(0.01, term / 10))
+        if not quiet:
+            self.runs.on_examples = self.leader.more_examples
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[asyncio.Task[None]]:
