@@ -26,6 +26,9 @@ _WORLDS = "python:benchmarks.worlds:"
 _SLOTS = 256
 """Rollouts that one worker holds, by default."""
 
+_FLOOD = 4000
+"""Rollouts of some seconds, at the least, during which a head's answers are measured."""
+
 GROUP_SIZES = (1, 8, 64)
 VERIFIERS = (0.0001, 0.005, 0.05)
 
@@ -159,6 +162,19 @@ def latency(plan: Plan) -> Results:
     return results
 
 
+def service(plan: Plan) -> Results:
+    """What a client of a head waits for: on an idle stack, and while about 1,000 rollouts end in a second."""
+    results = Results()
+    head = Contender("head", ["-m", "benchmarks.service"], road().workers, ours=True, head=True)
+    with _stand(head) as stand:
+        for number in range(1, plan.rounds + 1):
+            say(f"service, round {number} of {plan.rounds}")
+            found = stand.measure("--tasks", plan.probes, "--flood", max(_FLOOD, plan.rollouts))
+            for name, sample in found.items():
+                results.add(name, sample)
+    return results
+
+
 def footprint(plan: Plan) -> Results:
     """What a rollout of a 1 KiB example takes in Redis, and how often a worker asks the ledger."""
     results = Results()
@@ -231,6 +247,7 @@ PARTS = {
     "work": work,
     "sleeping": sleeping,
     "latency": latency,
+    "service": service,
     "footprint": footprint,
     "curve": curve,
     "scale": scale,

@@ -52,6 +52,20 @@ _COLUMNS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         }.items()
         for p in ("p50", "p99")
     },
+    "service": {
+        **{
+            f"{name} {p}": ((key, p), ".1f")
+            for key, name in {
+                "submit_start": "submit-start",
+                "end_client": "end-client",
+                "end_client_of_the_flood": "flood end-client",
+                "show": "GET",
+            }.items()
+            for p in ("p50", "p99")
+        },
+        "ended a second": (("ended",), ",.0f"),
+        "head CPU ms a second": (("head_cpu",), ".1f"),
+    },
     "footprint": {
         "bytes queued": (("bytes_queued",), ",.0f"),
         "bytes in flight": (("bytes_in_flight",), ",.0f"),
@@ -126,6 +140,13 @@ def verdicts(results: Mapping[str, Results]) -> Iterator[str]:
     yield from _wanted("idle, submit to start, p50 ms", median(idle, "submit_start", "p50"), 5, most=True)
     yield from _wanted("idle, submit to start, p99 ms", median(idle, "submit_start", "p99"), 15, most=True)
     yield from _wanted("idle, end to seen, p99 ms", median(idle, "end_seen", "p99"), 50, most=True)
+    service = found.get("service", {})
+    for name, samples in service.items():
+        if name.startswith("idle"):
+            value = median(samples, "end_client", "p99")
+            yield from _wanted(f"{name}, end to client, p99 ms", value, 50, most=True)
+    shown = median(service.get("busy, a run is shown", []), "show", "p99")
+    yield from _wanted("GET /v1/runs/ID at 1,000 rollouts a second, p99 ms", shown, 20, most=True)
     for size, most in ((8, 1536), (1, 3072)):
         samples = found.get("footprint", {}).get(f"groups of {size}", [])
         name = f"groups of {size}, Redis bytes of a queued rollout"

@@ -1,9 +1,10 @@
-"""A contender on its stand: a Redis of its own, always of the same binary and settings, and its workers."""
+"""A contender on its stand: its workers, its head, and a Redis of its own with the settings of all others."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 _PATIENCE = 900.0
+_HEAD = ("-m", "gym_queue.cli.main", "head", "--port", "0")
+_HEAD_VARIABLES = {"GYM_QUEUE_RATE_LIMIT": "0", "GYM_QUEUE_AUTH_TOKEN": ""}
 
 
 @dataclass(frozen=True)
 class Contender:
     """Who takes part: ``client`` is the command of who sends the work, ``workers`` and ``verifiers`` those of
-    who does it, all as arguments of ``python``.
+    who does it, all as arguments of ``python``. With a ``head``, the client is told its URL.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Contender:
     python: str = sys.executable
     variables: Mapping[str, str] = field(default_factory=dict)
     ours: bool = False
+    head: bool = False
 
 
 class Stand:
@@ -48,7 +52,8 @@ class Stand:
         self.contender = contender
         self.folder = folder / "".join(c if c.isalnum() else "-" for c in contender.name)
         self._redis = RedisServer(self.folder / "redis")
-        self._workers: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
+        self._processes: list[tuple[str, Path, subprocess.Popen[bytes]]] = []
+        self._head_log = self.folder / "head.log"
         self.variables: dict[str, str] = {}
 
     @property
@@ -82,20 +87,31 @@ class Stand:
             log = self.folder / f"worker{number}.log"
             numbered = [part.replace("%number", str(number)) for part in argv]
             process = spawn([self.contender.python, *numbered], log, environment=self.variables, cwd=ROOT)
-            self._workers.append((kind, log, process))
+            self._processes.append((kind, log, process))
         if self.contender.ours:
             wait_until(self._leased, 60, what=f"the workers of {self.contender.name}")
+        if self.contender.head:
+            variables = self.variables | _HEAD_VARIABLES | {"GYM_QUEUE_RUNS_DIR": str(self.folder / "runs")}
+            process = spawn([sys.executable, *_HEAD], self._head_log, environment=variables, cwd=ROOT)
+            self._processes.append(("head", self._head_log, process))
+            wait_until(self._head_url, 60, what=f"the head of {self.contender.name}")
+
+    def _head_url(self) -> str:
+        """Return where the head listens, nothing while it does not."""
+        self.check()
+        found = re.search(r"listens on (http://\S+)", self._head_log.read_text())
+        return found[1] if found else ""
 
     def _leased(self) -> bool:
         self.check()
         with redis.Redis.from_url(self._redis.url) as client:
-            return bool(client.zcard(names.leases_key()) == len(self._workers))
+            return bool(client.zcard(names.leases_key()) == len(self._processes))
 
     def check(self) -> None:
-        """Raise if a worker has ended."""
-        for _, log, process in self._workers:
+        """Raise if one of its processes has ended."""
+        for kind, log, process in self._processes:
             if process.poll() is not None:
-                msg = f"a worker of {self.contender.name} ended: {last_words(log)}"
+                msg = f"one of the {kind} of {self.contender.name} ended: {last_words(log)}"
                 raise RuntimeError(msg)
 
     def measure(self, *arguments: object) -> Sample:
@@ -104,8 +120,10 @@ class Stand:
         argv += ["--redis-socket", str(self._redis.socket_path)]
         if self._redis.process:
             argv += ["--process", f"redis={self._redis.process.pid}"]
-        for kind, _, process in self._workers:
+        for kind, _, process in self._processes:
             argv += ["--process", f"{kind}={process.pid}"]
+        if self.contender.head:
+            argv += ["--head", self._head_url()]
         log = self.folder / "client.log"
         log.unlink(missing_ok=True)
         client = spawn(argv, log, environment=self.variables, cwd=ROOT)
@@ -124,7 +142,7 @@ class Stand:
         return client.poll() is not None
 
     def __exit__(self, *_error: object) -> None:
-        for _, _, worker in self._workers:
-            kill_session(worker)
-        self._workers.clear()
+        for _, _, process in reversed(self._processes):
+            kill_session(process)
+        self._processes.clear()
         self._redis.stop()

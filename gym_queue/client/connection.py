@@ -36,6 +36,9 @@ _log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT = 10.0
 _BUFFER = 1 << 18
 _LONGEST_MESSAGE = 1000
+_SHORT = 1 << 16
+"""Bytes of a body that is sent at once: aiohttp reads a file in a thread, which takes longer than this."""
+
 KEEP_ALIVE = 2.0
 """Seconds: shorter than any server's own (uvicorn: 5), so that no request meets a connection just closed."""
 
@@ -139,7 +142,7 @@ class Connection:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=min(_CONNECT_TIMEOUT, limit), sock_read=limit
         )
-        if "data" in request:  # a file, so that aiohttp sends a large one piece by piece
+        if len(request.get("data", b"")) > _SHORT:  # a file, so that aiohttp sends it piece by piece
             request = {**request, "data": io.BytesIO(request["data"])}
         try:
             async with self._opened().request(

@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 FAILURES_SHOWN = 100
 
+_FEW = 16
+
 
 class AsyncRun:
     """One run. Made by ``AsyncClient.submit`` and ``AsyncClient.run``; ``view`` is what it was like then.
@@ -236,16 +238,22 @@ def _mark_as_seen(task: asyncio.Task[None]) -> None:
 
 
 async def _batches_of(examples: Examples, first: int) -> AsyncIterator[Batch]:
-    """Yield examples in batches; a source that blocks (a file, a generator) is read in a thread."""
-    if not isinstance(examples, AsyncIterable):
-        making = batches(examples, first)
-        while (batch := await asyncio.to_thread(next, making, None)) is not None:
-            yield batch
+    """Yield examples in batches. A source that blocks (a file, a generator) is read in a thread, and so are
+    many rows; a few are encoded in less time than a thread takes.
+    """
+    if isinstance(examples, AsyncIterable):
+        batcher, index = Batcher(), first
+        async for row in examples:
+            if batch := batcher.add(encoded(row, index)):
+                yield batch
+            index += 1
+        if rest := batcher.rest():
+            yield rest
         return
-    batcher, index = Batcher(), first
-    async for row in examples:
-        if batch := batcher.add(encoded(row, index)):
+    making = batches(examples, first)
+    if isinstance(examples, list | tuple) and len(examples) <= _FEW:
+        for batch in making:
             yield batch
-        index += 1
-    if batch := batcher.rest():
-        yield batch
+    else:
+        while (found := await asyncio.to_thread(next, making, None)) is not None:
+            yield found

@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,10 @@ class Aggregator:
         than a full disk; nothing is acknowledged then.
         """
         while not self._done() and not self.stopped:
-            if await self.step(_SHORT_WAIT if self._restless() else _WAIT) < _LARGEST_BATCH:
+            wait, began = _SHORT_WAIT if self._restless() else _WAIT, time.monotonic()
+            size = await self.step(wait)
+            rested = not size and time.monotonic() - began >= wait  # else nobody waited: there is no such run
+            if size < _LARGEST_BATCH and not rested:
                 await asyncio.sleep(_LINGER)
 
     async def step(self, wait: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -22,11 +22,13 @@ from gym_queue.records import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from gym_queue.coordinator.manifest import Manifest
     from gym_queue.coordinator.metrics import RunMetrics
     from gym_queue.coordinator.muster import Muster
+    from gym_queue.coordinator.progress import Written
     from gym_queue.coordinator.run_folder import RunFolder
     from gym_queue.coordinator.source import Source
     from gym_queue.environments.base import Environment
@@ -45,12 +47,17 @@ _WISH_INTERVAL = 0.5
 _METRICS_INTERVAL = 5.0
 
 
+def _heard_by_nobody(_: Path) -> AbstractContextManager[Callable[[Written], None]]:
+    return nullcontext(lambda _: None)
+
+
 @dataclass(frozen=True)
 class Means:
     """What all runs of a head are driven with.
 
     ``cancel`` ends what is open of a run that is to be cancelled, ``cancel_samples`` the open samples of some
-    examples, given by index with the reasons.
+    examples, given by index with the reasons. ``driving`` is entered with the folder of a run's progress file
+    while the run is driven; what it gives is called, from any thread, with what that file says.
     """
 
     ledger: Ledger
@@ -60,6 +67,7 @@ class Means:
     environments: Callable[[str], Environment]
     cancel: Callable[[str], Awaitable[object]]
     cancel_samples: Callable[[RunSpec, Mapping[int, str]], Awaitable[object]]
+    driving: Callable[[Path], AbstractContextManager[Callable[[Written], None]]] = _heard_by_nobody
 
 
 class Driver:
@@ -77,6 +85,7 @@ class Driver:
         self._wish = wish
         self._wished = asyncio.Event()
         self._said: str | None = ""
+        self._coordinator: Coordinator | None = None
         self.run_id = folder.path.name
 
     def wish(self, wish: RunState) -> None:
@@ -84,6 +93,11 @@ class Driver:
         if wish is not self._wish:
             self._wish = wish
             self._wished.set()
+
+    def more_examples(self) -> None:
+        """Say that examples were appended to the run."""
+        if self._coordinator is not None:  # else it will find them when it begins
+            self._coordinator.more_examples()
 
     async def drive(self) -> None:
         """Drive the run to its end. What fails is said, and tried again after a pause that grows."""
@@ -133,7 +147,10 @@ class Driver:
             if (await asyncio.to_thread(self._folder.written)).final:  # another ended it meanwhile
                 return
             await self._make_ready(spec, archive)
-            await self._coordinate(spec, source, archive, metrics, groups)
+            run_dir = self._folder.paths.run_dir
+            with self._means.driving(run_dir) as tell:
+                progress = ProgressFile(run_dir, tell)
+                await self._coordinate(spec, source, archive, metrics, groups, progress)
         finally:
             groups.close()
             archive.close()
@@ -163,7 +180,13 @@ class Driver:
             await patiently(partial(self._means.cancel, self.run_id))
 
     async def _coordinate(
-        self, spec: RunSpec, source: Source, archive: Archive, metrics: Metrics, groups: Groups
+        self,
+        spec: RunSpec,
+        source: Source,
+        archive: Archive,
+        metrics: Metrics,
+        groups: Groups,
+        progress: ProgressFile,
     ) -> None:
         means = self._means
         file = _MetricsFile(self._folder.paths.metrics, spec)
@@ -179,13 +202,17 @@ class Driver:
             cancel=partial(means.cancel, self.run_id),
             groups=groups,
             cancel_samples=partial(means.cancel_samples, spec),
-            progress=ProgressFile(self._folder.paths.run_dir),
+            progress=progress,
             paused=self._is_to_pause,
             on_end=file.write,
         )
-        with suppress(Cancelled):
-            async with beside(self._mind_wishes(), file.keep_up(metrics)) as during:
-                await during(coordinator.run())
+        self._coordinator = coordinator
+        try:
+            with suppress(Cancelled):
+                async with beside(self._mind_wishes(), file.keep_up(metrics)) as during:
+                    await during(coordinator.run())
+        finally:
+            self._coordinator = None  # which knows this driver: the files that it reads are closed with it
 
     async def _mind_wishes(self) -> None:
         """See to it that the ledger knows what is wished, even after it forgot."""

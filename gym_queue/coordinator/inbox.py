@@ -225,8 +225,10 @@ class AppendedRows:
         self._now = Standing()
 
     def now(self) -> Standing:
-        """Return how far the input has come. Only what is new is looked at."""
+        """Return how far the input has come. Only what is new is looked at, and nothing once it is closed."""
         with self._lock:
+            if self._now.closed:
+                return self._now
             for standing in inbox_index.records(self._index_path, self._read):
                 self._read += RECORD_BYTES
                 self._now = standing

@@ -76,6 +76,7 @@ class Leader:
         self._changed = changed
         self.holder = f"{machine()}/{os.getpid()}-{secrets.token_hex(4)}"
         self.leads = False
+        self._driven: dict[str, tuple[Driver, asyncio.Task[None]]] = {}
         self._office = Office(
             means.ledger, names.COORDINATOR_OFFICE, self.holder, term=term, interval=interval
         )
@@ -96,10 +97,15 @@ class Leader:
         finally:
             await self._office.resign()
 
+    def more_examples(self, run_id: str) -> None:
+        """Say that examples were appended to a run in this process: if it is driven here, they begin now."""
+        if run_id in self._driven:
+            self._driven[run_id][0].more_examples()
+
     async def _drive_all(self) -> None:
         """Drive every run that is not over, new ones too, until cancelled."""
         look = _Look(self._folder)
-        driven: dict[str, tuple[Driver, asyncio.Task[None]]] = {}
+        driven = self._driven = {}
         said = ""
         await self._forget_what_is_over()
         try:
@@ -125,6 +131,7 @@ class Leader:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            driven.clear()
 
     async def _forget_what_is_over(self) -> None:
         """Let the ledger forget runs that are over: who drove them may have died just before it did."""

@@ -58,10 +58,13 @@ class ProgressFile:
 
     Args:
         run_dir: ``OUT.run``, which must be there when it is written.
+        tell: is given what the file says, each time it says something else, for those in this process who
+            wait for that. May come from any thread, in order.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, tell: Callable[[Written], None] = lambda _: None) -> None:
         self._path = run_dir / NAME
+        self._tell = tell
         self._one_at_a_time = threading.Lock()
         self._last: Written | None = None
 
@@ -85,6 +88,7 @@ class ProgressFile:
                 temporary.write_bytes(content)
                 temporary.replace(self._path)
             self._last = written
+            self._tell(written)
 
 
 def read(run_dir: Path) -> Written:

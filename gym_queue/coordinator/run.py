@@ -159,6 +159,12 @@ class Coordinator:
         self._grace = grace
         self._interrupted.set()
 
+    def more_examples(self) -> None:
+        """Look at once whether the source has more examples. Whoever appends elsewhere cannot tell: for them,
+        the feeder looks now and then.
+        """
+        self._feeder.room_changed.set()
+
     async def run(self) -> RunMetrics:
         """Run to the end and return the metrics.
 

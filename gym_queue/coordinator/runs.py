@@ -11,7 +11,6 @@ import re
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gym_queue.coordinator import run_plan
@@ -68,6 +67,7 @@ class Runs:
     Attributes:
         folder: the same.
         changed: set when a run was made or something is wished of one; the leader of this process clears it.
+        on_examples: called with the id of a run that was given examples; the leader of this process listens.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Runs:
     ) -> None:
         self.folder = folder
         self.changed = asyncio.Event()
+        self.on_examples: Callable[[str], None] = lambda _: None
         self._ledger = ledger
         self._settings = settings
         self._environments = environments
@@ -138,13 +139,11 @@ class Runs:
         if request_of(plan).environments:
             msg = f"run {run_id} brings its own examples, and takes no others"
             raise ConflictError(msg)
-        files = await self._in(self._quick, self._folder(run_id).files)
-        state = files.written.state if files.written.final else files.wish
-        over = state in {RunState.ENDED, RunState.CANCELLED}
-        refusal = f"run {run_id} is {state}: it takes no more examples" if over else ""
         lock, inbox = await self._inbox(plan)
         async with lock:
-            return await self._in(self._slow, partial(inbox.append, body, offset, refusal=refusal))
+            count = await self._in(self._slow, self._append, run_id, inbox, body, offset)
+        self.on_examples(run_id)
+        return count
 
     async def close(self, run_id: str) -> RunView:
         """Let no more examples come: the run ends when those that are there have. Safe to repeat."""
@@ -211,6 +210,15 @@ class Runs:
         if not _NAME.fullmatch(run_id):
             raise _unknown(run_id)
         return RunFolder(self.folder / run_id)
+
+    def _append(self, run_id: str, inbox: Inbox, body: bytes, offset: int | None) -> int:
+        """Append unless the run is over. Blocks."""
+        folder = self._folder(run_id)
+        written = folder.written()
+        state = written.state if written.final else folder.wish()
+        over = state in {RunState.ENDED, RunState.CANCELLED}
+        refusal = f"run {run_id} is {state}: it takes no more examples" if over else ""
+        return inbox.append(body, offset, refusal=refusal)
 
     async def _plan(self, run_id: str) -> Manifest:
         plan = self._plans.get(run_id)

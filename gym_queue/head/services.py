@@ -77,7 +77,7 @@ class HeadServices:
         return RunFolder(File(self.settings.runs_dir) / run_id)
 
 
-def _of(request: Request) -> HeadServices:
+async def _of(request: Request) -> HeadServices:  # a plain function would be called in a thread each time
     services: HeadServices = request.app.state.services
     return services
 
@@ -116,6 +116,11 @@ async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
             cancel=partial(cancel_run, asked, reason=_REASON),
         )
         stack.push_async_callback(asyncio.to_thread, runs.close_threads)
+        registry = Registry(
+            asked, heartbeat_interval=settings.worker_heartbeat_interval, timeout=settings.worker_timeout
+        )
+        services = HeadServices(settings, asked, runs, registry, FleetMetrics(asked, broker), broker)
+        stack.callback(services.readers.shutdown)
         means = Means(
             ledger=driving,
             publisher=broker,
@@ -124,13 +129,11 @@ async def opened(settings: Settings) -> AsyncIterator[HeadServices]:
             environments=assembly.make_environment,
             cancel=partial(cancel_run, driving, reason=_REASON),
             cancel_samples=partial(cancel_samples, driving),
+            driving=services.watchers.driving,
         )
-        registry = Registry(
-            asked, heartbeat_interval=settings.worker_heartbeat_interval, timeout=settings.worker_timeout
-        )
-        services = HeadServices(settings, asked, runs, registry, FleetMetrics(asked, broker), broker)
-        stack.callback(services.readers.shutdown)
-        leading = asyncio.create_task(_lead(Leader(runs.folder, means, runs.changed)))
+        leader = Leader(runs.folder, means, runs.changed)
+        runs.on_examples = leader.more_examples
+        leading = asyncio.create_task(_lead(leader))
         stack.push_async_callback(_ended, leading)
         yield services
 

@@ -1,16 +1,20 @@
-"""One look for many: whoever follows a run waits here, and one task looks at the files for all of them."""
+"""One look for many: whoever follows a run waits here, and one task looks at the files for all of them.
+
+Runs that this process drives need no look: who writes their progress says so at once (``Watchers.driving``).
+The looks are for those that another head drives.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gym_queue.coordinator import progress
 from gym_queue.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -31,7 +35,7 @@ class Watch:
         self.users = 0
         self._readers = readers
         self.newest: Written | None = None
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._stamp: _Stamp | None = None
         self._news = asyncio.Event()
         self._first = asyncio.Lock()
@@ -39,7 +43,8 @@ class Watch:
     async def begin(self) -> None:
         """Look for the first time, once for all who come at the same time. Raises ``StorageError``."""
         async with self._first:
-            if self.newest is None and (found := await _in(self._readers, self.look)) is not None:
+            found = await _in(self._readers, self.look) if self.newest is None else None
+            if found is not None and self.newest is None:  # else what was heard meanwhile is newer
                 self.tell(found)
 
     async def beyond(self, known: Written | None, seconds: float) -> None:
@@ -51,10 +56,10 @@ class Watch:
 
     def look(self) -> Written | None:
         """Return what is new, if anything. For a thread; raises ``StorageError``."""
-        stamp = _stamp_of(self._run_dir / progress.NAME)
+        stamp = _stamp_of(self.run_dir / progress.NAME)
         if stamp == self._stamp and self.newest is not None:
             return None
-        written = progress.read(self._run_dir)
+        written = progress.read(self.run_dir)
         self._stamp = stamp
         return written
 
@@ -84,6 +89,7 @@ class Watchers:
         self._readers = readers
         self._watches: dict[Path, Watch] = {}
         self._task: asyncio.Task[None] | None = None
+        self._driven: set[Path] = set()
         self.looks = 0
         self.files = 0
 
@@ -115,6 +121,26 @@ class Watchers:
                     self._task.cancel()
                     self._task = None
 
+    @contextmanager
+    def driving(self, run_dir: Path) -> Iterator[Callable[[Written], None]]:
+        """Look at a run's file no more while the block lasts: who drives the run, in this process, calls what
+        this gives, from any thread, each time that the file says something else.
+        """
+        loop = asyncio.get_running_loop()
+
+        def tell(written: Written) -> None:
+            loop.call_soon_threadsafe(self._tell, run_dir, written)
+
+        self._driven.add(run_dir)
+        try:
+            yield tell
+        finally:
+            self._driven.discard(run_dir)
+
+    def _tell(self, run_dir: Path, written: Written) -> None:
+        if (watch := self._watches.get(run_dir)) is not None:
+            watch.tell(written)
+
     def wake(self) -> None:
         """Let everybody go on who waits: the head stops."""
         for watch in self._watches.values():
@@ -123,9 +149,10 @@ class Watchers:
     async def _look_after_all(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
-            watches = list(self._watches.values())
-            for watch, written in await _in(self._readers, _news_of, watches):
-                watch.tell(written)
+            watches = [watch for run_dir, watch in self._watches.items() if run_dir not in self._driven]
+            for watch, written in await _in(self._readers, _news_of, watches) if watches else ():
+                if watch.run_dir not in self._driven:  # else what is heard since is newer
+                    watch.tell(written)
             self.looks += 1
             self.files += len(watches)
 

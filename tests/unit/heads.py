@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gym_queue.coordinator import progress
 from gym_queue.coordinator.driver import Means
 from gym_queue.coordinator.leader import Leader
 from gym_queue.coordinator.muster import Muster
@@ -22,12 +23,13 @@ from tests.unit.test_inbox import body
 from tests.unit.test_source import _Counted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     import pytest
 
     from gym_queue.api import RunRequest, RunView
+    from gym_queue.coordinator.progress import Written
     from gym_queue.environments.base import Environment
     from gym_queue.ledger.base import Ledger
     from gym_queue.records import RunState
@@ -71,6 +73,7 @@ class Head:
         ledger = ledger or stack.ledger
         cancel = partial(cancel_run, ledger, reason="the run was cancelled")
         self.folder = folder
+        self.heard: list[tuple[Path, Written]] = []
         self.runs = Runs(
             ledger,
             folder,
@@ -87,9 +90,12 @@ class Head:
             environments=environments,
             cancel=cancel,
             cancel_samples=partial(cancel_samples, ledger),
+            driving=self._driving,
         )
         changed = asyncio.Event() if quiet else self.runs.changed
         self.leader = Leader(folder, means, changed, term=term, interval=min(0.01, term / 10))
+        if not quiet:
+            self.runs.on_examples = self.leader.more_examples
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[asyncio.Task[None]]:
@@ -101,6 +107,14 @@ class Head:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             self.runs.close_threads()
+
+    @contextmanager
+    def _driving(self, run_dir: Path) -> Iterator[Callable[[Written], None]]:
+        def hear(written: Written) -> None:
+            assert progress.read(run_dir) == written  # who hears of it finds it
+            self.heard.append((run_dir, written))
+
+        yield hear
 
     async def submit(self, request: RunRequest, *prompts: str) -> RunView:
         """Make a run with these examples, and close it."""

@@ -72,6 +72,15 @@ def test_what_is_appended_is_read_in_order_from_any_start(tmp_path: Path) -> Non
     assert list(source.examples(4)) == []
 
 
+def test_an_input_that_is_closed_is_not_looked_at_again(tmp_path: Path) -> None:
+    writer, source = opened(tmp_path), source_of(tmp_path)
+    writer.append(body("a", "b"), None)
+    writer.close()
+    assert source.closed
+    (tmp_path / "examples.index").unlink()
+    assert (source.closed, source.count, prompts(source)) == (True, 2, ["a", "b"])
+
+
 def test_an_iteration_ends_with_what_was_there_when_it_began(tmp_path: Path) -> None:
     writer, source = opened(tmp_path), source_of(tmp_path)
     writer.append(body("a", "b"), None)

@@ -38,6 +38,10 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry_leaders(monkeypatch)
 
 
+def _has_rows(head: Head, run_id: str, count: int) -> bool:
+    return len(head.places(run_id)) == count
+
+
 async def forgotten(stack: Stack) -> bool:
     return await stack.ledger.runs() == []
 
@@ -60,6 +64,36 @@ async def test_a_run_is_driven_from_its_first_example_to_its_last_row(tmp_path: 
     assert head.places(run_id) == everything(4)
     metrics = head.metrics(run_id)
     assert (metrics["run_id"], metrics["complete"], metrics["rollouts"]["succeeded"]) == (run_id, True, 8)
+
+
+async def test_examples_that_are_appended_where_their_run_is_driven_begin_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_PATIENCE", "_SOON"):  # the feeder looks for nothing by itself
+        monkeypatch.setattr(f"gym_queue.coordinator.feeder.{name}", 3600.0)
+    stack = Stack()
+    head = Head(stack, tmp_path)
+    async with stack.up(), head.up():
+        view, _ = await head.runs.create(REQUEST)
+        for place, prompt in enumerate("abc"):
+            await head.runs.append(view.run_id, body(prompt))
+            await async_wait_until(partial(_has_rows, head, view.run_id, 2 * (place + 1)))
+
+
+async def test_who_leads_says_in_its_process_how_far_each_run_is(tmp_path: Path) -> None:
+    stack = Stack()
+    head, other = Head(stack, tmp_path), Head(stack, tmp_path)
+    async with stack.up(), head.up():
+        views = [await head.submit(REQUEST, "a", "b"), await other.submit(REQUEST, "c")]
+        for view in views:
+            await head.done(view.run_id)
+    for view in views:
+        folder = RunFolder(tmp_path / view.run_id)
+        heard = [written for run_dir, written in head.heard if run_dir == folder.paths.run_dir]
+        assert heard[-1] == folder.written()
+        assert heard[-1].final
+        assert [written.rows for written in heard] == sorted(written.rows for written in heard)
+    assert other.heard == []
 
 
 async def test_a_mix_needs_nothing_but_its_request(tmp_path: Path) -> None:
