@@ -14,7 +14,7 @@ from gym_queue.coordinator.feeder import Feeder
 from gym_queue.coordinator.metrics import Healed
 from gym_queue.coordinator.patience import patiently
 from gym_queue.coordinator.sidework import beside
-from gym_queue.coordinator.window import Window
+from gym_queue.coordinator.window import AHEAD, Window
 from gym_queue.errors import GymQueueError, LedgerError
 from gym_queue.records import Record, RunState, Stage
 from gym_queue.telemetry.story import speak_of
@@ -123,7 +123,7 @@ class Coordinator:
             progress=progress,
             cancel_samples=cancel_samples,
         )
-        self._window = Window(ledger, window)
+        self._window = Window(ledger, window, first=AHEAD)
         self._feeder = Feeder(
             ledger=ledger,
             publisher=publisher,
@@ -195,7 +195,7 @@ class Coordinator:
         if self._delivery.decides or self._delivery.reports:
             await self._delivery.begin()
             await self._aggregator.store(())
-        await asyncio.gather(patiently(self._open), self._window.size())  # it asks the ledger, too
+        await patiently(self._open)
         helpers = [self._feeder.run(), self._watch()]
         if self._delivery.decides:
             helpers += [self._delivery.trim(), self._end_with_enough()]

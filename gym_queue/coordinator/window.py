@@ -33,11 +33,13 @@ class Window:
     Args:
         ledger: knows which workers there are.
         fixed: the number to use whatever the fleet is.
+        first: what to answer the first time, so that a run begins before the ledger has told of its workers.
     """
 
-    def __init__(self, ledger: Ledger, fixed: int | None) -> None:
+    def __init__(self, ledger: Ledger, fixed: int | None, first: int | None = None) -> None:
         self._ledger = ledger
         self._fixed = fixed
+        self._first = first
         self._size = AHEAD
         self._due = 0.0
         self._said = False
@@ -46,6 +48,9 @@ class Window:
         """Return how many rollouts may be open now."""
         if self._fixed is not None:
             return self._fixed
+        first, self._first = self._first, None
+        if first is not None:
+            return first
         if time.monotonic() >= self._due:
             generate, verify = await self._slots()
             self._size = generate + verify + max(AHEAD, generate // PART)

@@ -51,6 +51,11 @@ async def test_the_window_grows_and_shrinks_with_the_fleet() -> None:
     assert await window.size() == before
 
 
+async def test_a_run_may_begin_before_the_fleet_is_known() -> None:
+    window = Window(await fleet(200, 256), None, first=AHEAD)
+    assert [await window.size() for _ in range(3)] == [AHEAD, 64_100, 64_100]
+
+
 async def test_leases_are_not_asked_for_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gym_queue.coordinator.window._REFRESH_INTERVAL", 3600.0)
     ledger = await fleet(10, 256)
