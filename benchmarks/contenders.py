@@ -17,10 +17,11 @@ DRAMATIQ, TASKIQ, RQ, RAY, NEMO = "dramatiq", "taskiq", "rq", "Ray", "NeMo Gym"
 LIST, STREAM = "bare list", "bare stream"
 
 
-def road(**variables: str) -> Contender:
-    """Return the road: two GPU workers, a CPU worker with two children."""
+def road(verifiers: int = 1, **variables: str) -> Contender:
+    """Return the road: two GPU workers, and a CPU worker with so many children."""
     gpu = ["-m", "celery", "--quiet", "-A", "workers.gpu", "worker", "-n", "gpu%number@%h"]
-    cpu = ["-m", "celery", "--quiet", "-A", "workers.cpu", "worker", "-n", "cpu@%h", "--concurrency", "2"]
+    cpu = ["-m", "celery", "--quiet", "-A", "workers.cpu", "worker", "-n", "cpu@%h"]
+    cpu += ["--concurrency", str(verifiers)]
     return Contender(
         name="road",
         client=["-m", "benchmarks.road"],
@@ -81,12 +82,13 @@ def _bare(variant: str) -> Contender:
 
 
 def _ray() -> Contender:
-    return Contender(RAY, ["-m", "benchmarks.peers.ray_peer"], python=python_of("ray"))
+    return Contender(RAY, ["-m", "benchmarks.peers.ray_peer"], python=python_of("ray"), drains=False)
 
 
 def _nemo() -> Contender:
     interpreter = interpreter_of("BENCHMARK_NEMO_PYTHON", "python3.13", "python3.12")
-    return Contender(NEMO, ["-m", "benchmarks.peers.nemo_peer"], python=python_of("nemo", interpreter))
+    python = python_of("nemo", interpreter)
+    return Contender(NEMO, ["-m", "benchmarks.peers.nemo_peer"], python=python, drains=False)
 
 
 PEERS: dict[str, Callable[[], Contender]] = {

@@ -44,21 +44,21 @@ class Client(Protocol):
         ...
 
 
-def redis_info(path: str, section: str) -> str:
-    """Return a section of what Redis says of itself, through its unix socket, without a driver."""
+def _ask_redis(path: str, command: str) -> str:
+    """Return what Redis answers, through its unix socket and without a driver; nothing to a mere "OK"."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
-        connection.sendall(f"INFO {section}\r\n".encode())
+        connection.sendall(f"{command}\r\n".encode())
         with connection.makefile("rb") as answer:
-            length = int(answer.readline()[1:])
-            return answer.read(length).decode()
+            kind = answer.readline()
+            return answer.read(int(kind[1:])).decode() if kind.startswith(b"$") else ""
 
 
 def redis_calls(path: str) -> dict[str, tuple[int, int]]:
     """Return by command how often Redis ran it, and for how many µs in all. Those that a script calls count
     beside the script.
     """
-    found = _CALLS.findall(redis_info(path, "commandstats"))
+    found = _CALLS.findall(_ask_redis(path, "INFO commandstats"))
     return {name: (int(calls), int(microseconds)) for name, calls, microseconds in found}
 
 
@@ -89,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every client is told of its surroundings."""
     parser.add_argument("--process", action="append", default=[], metavar="NAME=PID")
     parser.add_argument("--redis-socket", default="")
+    parser.add_argument("--drain", action="store_true", help="fill the queue first; measure this alone")
 
 
 @dataclass
@@ -117,6 +118,8 @@ class Costs:
 def costs(stage: Stage) -> Iterator[Costs]:
     """Measure what the block costs every process of a stage, and this one."""
     found = Costs()
+    if stage.redis_socket:
+        _ask_redis(stage.redis_socket, "MEMORY PURGE")  # what the round before left free
     calls = redis_calls(stage.redis_socket) if stage.redis_socket else {}
     before = {name: sum(map(cpu_seconds, pids)) for name, pids in stage.processes.items()}
     own = time.process_time()
@@ -142,26 +145,31 @@ def in_all(stage: Stage) -> Mapping[str, float]:
     return memory_in_all(groups | {"client": [os.getpid()]})
 
 
-def measure(client: Client, stage: Stage, tasks: int, warm_up: int) -> Sample:
-    """Measure a client end to end, then how fast workers drain what is in the queue already."""
+def measure(client: Client, stage: Stage, tasks: int, warm_up: int, *, drain: bool) -> Sample:
+    """Measure a client end to end, or how fast workers ``drain`` what is in the queue already."""
     client.send(warm_up)
     client.wait(warm_up)
+    if drain:
+        return {"drain": tasks / _drain(client, stage, tasks)}
     with costs(stage) as spent:
         started = time.perf_counter()
         client.send(tasks)
         client.wait(tasks)
         seconds = time.perf_counter() - started
     sample: Sample = {"rate": tasks / seconds, **spent.each(tasks), "in_all": in_all(stage)}
-    if "workers" in stage.processes:
-        stage.signal(signal.SIGSTOP)
-        try:
-            client.send(tasks)
-        finally:
-            stage.signal(signal.SIGCONT)
-        started = time.perf_counter()
-        client.wait(tasks)
-        sample["drain"] = tasks / (time.perf_counter() - started)
     return sample | {"memory": memory(stage)}
+
+
+def _drain(client: Client, stage: Stage, tasks: int) -> float:
+    """Return how many seconds it takes once the workers may begin."""
+    stage.signal(signal.SIGSTOP)
+    try:
+        client.send(tasks)
+    finally:
+        stage.signal(signal.SIGCONT)
+    started = time.perf_counter()
+    client.wait(tasks)
+    return time.perf_counter() - started
 
 
 def main(make: Callable[[], Client], arguments: Sequence[str] | None = None) -> None:
@@ -171,4 +179,5 @@ def main(make: Callable[[], Client], arguments: Sequence[str] | None = None) -> 
     parser.add_argument("--warm-up", type=int, default=200)
     add_arguments(parser)
     options = parser.parse_args(arguments)
-    print(json.dumps(measure(make(), Stage.parse(options), options.tasks, options.warm_up)))
+    stage = Stage.parse(options)
+    print(json.dumps(measure(make(), stage, options.tasks, options.warm_up, drain=options.drain)))

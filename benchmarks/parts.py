@@ -9,6 +9,7 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from benchmarks.stand import Contender, Stand
 from benchmarks.virtualenvs import NotInstalledError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from benchmarks.measurement import Sample
 
@@ -68,6 +69,11 @@ class Results:
         rate = f" {sample['rate']:,.0f}/s" if "rate" in sample else ""
         say(f"  {name}{rate}")
 
+    def add_drain(self, number: int, name: str, sample: Sample) -> None:
+        """Take in how fast the queue was drained, beside what else was found in that round (from 0 on)."""
+        self.samples[name][number] |= sample
+        say(f"  {name} {sample['drain']:,.0f}/s")
+
 
 def say(text: str) -> None:
     """Tell who watches what is under way."""
@@ -92,20 +98,36 @@ def noop(plan: Plan) -> Results:
                 results.missing[name] = f"not installed: {error}"
                 say(f"  {name} {results.missing[name]}")
         ours = stack.enter_context(_stand(road()))
-        for number in range(1, plan.rounds + 1):
-            say(f"no-op, round {number} of {plan.rounds}")
-            for name, stand in list(stands.items()):
-                tasks = min(plan.rollouts, TASKS.get(name, plan.rollouts))
-                try:
-                    results.add(name, stand.measure("--tasks", tasks))
-                except (RuntimeError, AssertionError, TimeoutError) as error:
-                    results.missing[name] = f"failed: {error}"
-                    say(f"  {name} {results.missing[name]}")
-                    del stands[name]
-            for size in GROUP_SIZES:
-                tasks = plan.rollouts // size * size
-                results.add(f"road, groups of {size}", ours.measure("--tasks", tasks, "--samples", size))
+        for number in range(plan.rounds):
+            say(f"no-op, round {number + 1} of {plan.rounds}")
+            _in_turn(plan, results, stands, ours, results.add)
+        for number in range(plan.rounds):  # later: full queues leave Redis larger than it was
+            say(f"no-op from full queues, round {number + 1} of {plan.rounds}")
+            full = {name: stand for name, stand in stands.items() if stand.contender.drains}
+            _in_turn(plan, results, full, ours, partial(results.add_drain, number), "--drain")
     return results
+
+
+def _in_turn(
+    plan: Plan,
+    results: Results,
+    stands: dict[str, Stand],
+    ours: Stand,
+    add: Callable[[str, Sample], None],
+    *more: str,
+) -> None:
+    """Measure each peer once, and the road at each group size. Who fails takes no further part."""
+    for name, stand in list(stands.items()):
+        tasks = min(plan.rollouts, TASKS.get(name, plan.rollouts))
+        try:
+            add(name, stand.measure("--tasks", tasks, *more))
+        except (RuntimeError, AssertionError, TimeoutError) as error:
+            results.missing[name] = f"failed: {error}"
+            say(f"  {name} {results.missing[name]}")
+            del stands[name]
+    for size in GROUP_SIZES:
+        tasks = plan.rollouts // size * size
+        add(f"road, groups of {size}", ours.measure("--tasks", tasks, "--samples", size, *more))
 
 
 def work(plan: Plan) -> Results:
@@ -119,12 +141,14 @@ def work(plan: Plan) -> Results:
     for seconds in VERIFIERS:
         rollouts = int(min(plan.rollouts // 4, 2.0 * WORKERS / seconds))
         cases[f"verifier of {1000 * seconds:g} ms"] = (rollouts, f"{_WORLDS}Queued?seconds={seconds}", 64)
-    with _stand(road()) as stand:
-        for number in range(1, plan.rounds + 1):
-            say(f"work, round {number} of {plan.rounds}")
+    with _stand(road(verifiers=WORKERS)) as stand:
+        for number in range(plan.rounds):
+            say(f"work, round {number + 1} of {plan.rounds}")
             for name, (rollouts, environment, warm_up) in cases.items():
-                arguments = ("--tasks", rollouts // 8 * 8, "--samples", 8, "--warm-up", warm_up)
-                results.add(name, stand.measure(*arguments, "--environment", environment))
+                counts = ("--tasks", rollouts // 8 * 8, "--samples", 8, "--warm-up", warm_up)
+                arguments = (*counts, "--environment", environment)
+                results.add(name, stand.measure(*arguments))
+                results.add_drain(number, name, stand.measure(*arguments, "--drain"))
     return results
 
 
@@ -199,7 +223,7 @@ def curve(plan: Plan) -> Results:
     for size in plan.curve:
         say(f"a run of {size:,}")
         with _stand(road()) as stand:
-            results.add(f"{size:,} rollouts", stand.measure("--tasks", size, "--samples", 8, "--no-drain"))
+            results.add(f"{size:,} rollouts", stand.measure("--tasks", size, "--samples", 8))
     return results
 
 
@@ -234,7 +258,7 @@ def scale(plan: Plan) -> Results:
         for number in range(1, plan.rounds + 1):
             say(f"scale, round {number} of {plan.rounds}")
             for size in (1, 8):
-                arguments = ("--tasks", plan.rollouts // size * size, "--samples", size, "--no-drain")
+                arguments = ("--tasks", plan.rollouts // size * size, "--samples", size)
                 each = stand.measure(*arguments)["cpu"]
                 for workers in (1, 2, 4, 8, 16):
                     name = f"groups of {size}, {workers} workers"

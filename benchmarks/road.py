@@ -162,10 +162,12 @@ class Road:
 
 
 async def measure(options: argparse.Namespace, road: Road, stage: Stage) -> Sample:
-    """Run a little to warm up, then in earnest, then once more from queues that are full already."""
+    """Run a little to warm up, then in earnest."""
     meter = Meter(_PARTS)
     meter.install(asyncio.get_running_loop())
     await road.run(options.warm_up)
+    if options.drain:
+        return {"drain": await drain(options, road, stage)}
     parts, publisher = dict(meter.seconds), publisher_seconds()
     with costs(stage) as spent:
         seconds, metrics = await road.run(options.tasks)
@@ -181,8 +183,6 @@ async def measure(options: argparse.Namespace, road: Road, stage: Stage) -> Samp
     sample |= metrics.tenths()
     if options.sleeping:
         sample |= _makespan(options, seconds, metrics)
-    elif not options.no_drain:
-        sample["drain"] = await drain(options, road, stage)
     return sample | {"memory": memory(stage)}
 
 
@@ -239,7 +239,6 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=512)
     parser.add_argument("--sleeping", action="store_true", help="compare the makespan with the ideal")
     parser.add_argument("--slots", type=int, default=512, help="how many rollouts all workers hold at once")
-    parser.add_argument("--no-drain", action="store_true")
     parser.add_argument("--probe", choices=["latency", "footprint"])
     parser.add_argument("--flood", type=int, default=0, help="rollouts that keep the workers busy meanwhile")
     parser.add_argument("--gate", type=Path, help="the file that lets gated rollouts end")

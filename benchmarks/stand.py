@@ -32,7 +32,8 @@ _HEAD_VARIABLES = {"GYM_QUEUE_RATE_LIMIT": "0", "GYM_QUEUE_AUTH_TOKEN": ""}
 @dataclass(frozen=True)
 class Contender:
     """Who takes part: ``client`` is the command of who sends the work, ``workers`` and ``verifiers`` those of
-    who does it, all as arguments of ``python``. With a ``head``, the client is told its URL.
+    who does it, all as arguments of ``python``. With a ``head``, the client is told its URL. It
+    ``drains`` if its queue can be filled before work begins.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Contender:
     variables: Mapping[str, str] = field(default_factory=dict)
     ours: bool = False
     head: bool = False
+    drains: bool = True
 
 
 class Stand:
