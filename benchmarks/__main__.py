@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.contenders import PEERS, RAY
+from benchmarks.contenders import LARGE, PEERS
 from benchmarks.machine import describe_machine
 from benchmarks.parts import PARTS, Plan, Results, Sleep, say
 from benchmarks.report import table, verdicts
@@ -47,14 +47,13 @@ def _parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, 
     parser.add_argument("--rollouts", type=int, help="rollouts of a no-op run (10000; quick: 2000)")
     parser.add_argument("--peer", action="append", choices=PEERS, help="only this one; may be repeated")
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--ray", action="store_true", help="Ray as well: a large download")
     parser.add_argument("--curve", type=int, nargs="+", metavar="ROLLOUTS", help="sizes of the long runs")
     parser.add_argument("--sleep-scale", type=float, default=1.0, help="scales what the sleeping ones take")
     parser.add_argument("--json", type=Path, help="where the samples go (runs/bench/TIME.json)")
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    peers = options.peer or [name for name in PEERS if name != RAY or options.ray]
+    peers = options.peer or [name for name in PEERS if name not in LARGE or not options.quick]
     quick, scale = options.quick, options.sleep_scale
     plan = Plan(
         rounds=options.rounds or (1 if quick else 3),

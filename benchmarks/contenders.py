@@ -104,5 +104,8 @@ PEERS: dict[str, Callable[[], Contender]] = {
 }
 """By name; making one installs it. Raises ``virtualenvs.NotInstalledError``."""
 
+LARGE = (RAY, NEMO)
+"""Those that take long to download and to start: left out of a quick run."""
+
 TASKS = {CELERY: 2000, CELERY_IGNORE: 2000, DRAMATIQ: 4000, TASKIQ: 4000, RQ: 2000, RAY: 4000, NEMO: 800}
 """How many tasks a round takes, for a rate that is known to be moderate; others take as many as the road."""
