@@ -98,7 +98,7 @@ async def test_g7_a_silent_worker(scene: Scene, monkeypatch: pytest.MonkeyPatch)
 async def test_g7_what_is_not_accepted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     await scene.accept(0)
     said = "cursor is at example 1, and 2 of its rollouts are accepted and not yet archived, in a window of"
-    assert f"{said} 1,024 for all runs" in await answer("why", f"{RUN}.5.0")
+    assert f"{said} 1,536 for all runs" in await answer("why", f"{RUN}.5.0")
     monkeypatch.setenv("GYM_QUEUE_WINDOW", "16")
     assert f"{said} 16 for all runs" in await answer("why", f"{RUN}.5.0")
 
