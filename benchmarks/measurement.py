@@ -132,8 +132,13 @@ def costs(stage: Stage) -> Iterator[Costs]:
 
 
 def memory(stage: Stage) -> Mapping[str, float]:
-    """Return the peak MB of the largest session of each name, and of this process."""
+    """Return the peak MB of the largest session of each name, and of this process; ``in redis`` is what Redis
+    itself had allocated at its peak, without what its allocator could not give back.
+    """
     found = {name: max(map(peak_megabytes, pids)) for name, pids in stage.processes.items()}
+    if stage.redis_socket:
+        said = re.search(r"used_memory_peak:(\d+)", _ask_redis(stage.redis_socket, "INFO memory"))
+        found["in redis"] = int(said.group(1)) / 1e6 if said else 0.0
     return found | {"client": own_peak_megabytes()}
 
 

@@ -80,6 +80,7 @@ _COLUMNS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "MB worker": (("memory", "workers"), ",.0f"),
         "MB client": (("memory", "client"), ",.0f"),
         "MB redis": (("memory", "redis"), ",.0f"),
+        "MB in redis": (("memory", "in redis"), ",.1f"),
     },
     "scale": {
         "per second": (("rate",), ",.0f"),
@@ -171,7 +172,7 @@ def _flat(curve: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
         first, last = median(samples, "first_tenth"), median(samples, "last_tenth")
         if first and last:
             yield from _wanted(f"{name}, last tenth to first tenth", last / first, 0.9)
-    for process, key in (("the coordinator", "client"), ("Redis", "redis"), ("a worker", "workers")):
+    for process, key in (("the coordinator", "client"), ("Redis", "in redis"), ("a worker", "workers")):
         peaks = [median(samples, "memory", key) for samples in curve.values()]
         if len(peaks) > 1 and peaks[0] and peaks[-1]:
             name = f"peak memory of {process}, longest run to shortest"

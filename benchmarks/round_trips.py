@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.connection import AbstractConnection
@@ -56,7 +57,7 @@ async def measure(tickets: int, samples: int) -> Sample:
         return engines.setdefault(model, assembly.make_engine(model, settings))
 
     pipeline = Pipeline(ledger, _Nowhere(), engine, assembly.make_environment, "worker", slots=10_000)
-    spec = RunSpec(run_id=f"trips-{samples}", model="stub:", samples=samples)
+    spec = RunSpec(run_id=f"trips-{time.time_ns()}", model="stub:", samples=samples)
     await ledger.open_run(spec, spec.run_id)
     row = {"prompt": "What is 6 * 7?", "answer": "ok"}
     groups = [

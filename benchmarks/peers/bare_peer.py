@@ -22,7 +22,7 @@ _BODY = b"x" * 200
 
 
 def _connect() -> Any:
-    return Redis(unix_socket_path=os.environ["BENCHMARK_REDIS_SOCKET"])
+    return Redis(unix_socket_path=os.environ["BENCHMARK_REDIS_SOCKET"], socket_timeout=None)  # workers wait
 
 
 class Peer:
