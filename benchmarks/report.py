@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from benchmarks.measurement import Sample
     from benchmarks.parts import Results
 
+_LONG = 10_000
+"""Rollouts."""
+
 _COLUMNS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
     "noop": {
         "per second": (("rate",), ",.0f"),
@@ -167,13 +170,16 @@ def verdicts(results: Mapping[str, Results]) -> Iterator[str]:
 
 
 def _flat(curve: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
-    """Compare the end of a long run with its beginning, and the longest run with the shortest."""
+    """Compare the end of a long run with its beginning, and the longest run with the shortest one that is
+    long enough to fill the window.
+    """
     for name, samples in curve.items():
         first, last = median(samples, "first_tenth"), median(samples, "last_tenth")
         if first and last:
             yield from _wanted(f"{name}, last tenth to first tenth", last / first, 0.9)
     for process, key in (("the coordinator", "client"), ("Redis", "in redis"), ("a worker", "workers")):
-        peaks = [median(samples, "memory", key) for samples in curve.values()]
+        long = [samples for name, samples in curve.items() if int(name.split()[0].replace(",", "")) >= _LONG]
+        peaks = [median(samples, "memory", key) for samples in long]
         if len(peaks) > 1 and peaks[0] and peaks[-1]:
             name = f"peak memory of {process}, longest run to shortest"
             yield from _wanted(name, peaks[-1] / peaks[0], 1.3, most=True)
