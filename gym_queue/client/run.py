@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 FAILURES_SHOWN = 100
 
 _FEW = 16
+"""Rows."""
 
 
 class AsyncRun:
