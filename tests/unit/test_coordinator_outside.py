@@ -13,10 +13,10 @@ from gym_queue.coordinator.archive import Archive
 from gym_queue.coordinator.run import Cancelled, Interrupted
 from gym_queue.errors import DiskFullError, LedgerError
 from gym_queue.maintenance.cancel import cancel_run
-from gym_queue.records import RunState
+from gym_queue.records import Group, RunState
 from gym_queue.testing import async_wait_until
 from tests.unit.road import RUN, Engine, Gate
-from tests.unit.small_stack import SAMPLES, Output, Stack, WatchedLedger, everything, hurry
+from tests.unit.small_stack import SAMPLES, Examples, Output, Stack, WatchedLedger, everything, hurry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -238,6 +238,21 @@ async def test_a_run_whose_coordinator_died_while_it_was_forgotten_starts_over(s
         async with scene.output.coordinator(scene.stack, 20) as coordinator:
             await coordinator.run()
     assert scene.output.places() == everything(20)
+
+
+@pytest.mark.guarantee("G3")
+async def test_g3_what_a_dead_coordinator_had_accepted_is_published_by_the_next(scene: Scene) -> None:
+    """It died between the ledger's step and the broker's. No sweep helps here; and time begins anew."""
+    example = next(Examples(1).examples(0))
+    opened = await scene.ledger.open_run(scene.output.spec(), RUN)
+    await scene.ledger.accept(RUN, 0, 1, [Group(example_index=0, samples=(0, 1), example=example)])
+    async with scene.stack.up(sweep=False), scene.output.coordinator(scene.stack, 1) as coordinator:
+        run = asyncio.create_task(coordinator.run())
+        await scene.waiting(2)
+        assert (await scene.ledger.status()).opened_at > opened.opened_at
+        scene.gate.open()
+        await run
+    assert scene.output.places() == everything(1)
 
 
 # --- a ledger that is away ---------------------------------------------------------------------------------
