@@ -38,12 +38,13 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 async def latency(road: Road, probes: int, flood: int) -> Sample:
     """Submit single rollouts one after the other; how long until each starts, and from its end until it is
-    seen? With ``flood`` rollouts of another run meanwhile; the probes have the higher priority.
+    seen? With runs of ``flood`` rollouts meanwhile, one after the other; the probes have the higher priority.
 
     ``submit_start``: from before the run is opened to its claim. ``accept_start``: from its acceptance to
     its claim. ``end_seen``: from the end of its verifier to its row on the disk.
     """
-    busy = asyncio.create_task(road.run(flood)) if flood else None
+    probed = asyncio.Event()
+    busy = asyncio.create_task(_flood(road, flood, probed)) if flood else None
     found: dict[str, list[float]] = {"submit_start": [], "accept_start": [], "end_seen": []}
     folder = road.folder / "probes"
     folder.mkdir()
@@ -52,7 +53,7 @@ async def latency(road: Road, probes: int, flood: int) -> Sample:
         await small.run(1)
         for _ in range(probes):
             if busy is not None and busy.done():
-                break
+                busy.result()
             _, metrics = await small.run(1, priority=1)
             ((seen, summary),) = metrics.seen
             timings = summary.timings
@@ -61,12 +62,21 @@ async def latency(road: Road, probes: int, flood: int) -> Sample:
             found["accept_start"].append(waited)
             found["end_seen"].append(seen - timings.ended_at)
     finally:
+        probed.set()
         await small.close()
     sample: Sample = {name: percentiles(values) for name, values in found.items()}
     if busy is not None:
-        _, all_ = await busy
-        sample["end_seen_of_the_flood"] = percentiles([at - s.timings.ended_at for at, s in all_.seen])
-    return sample | {"probes": len(found["end_seen"])}
+        sample["end_seen_of_the_flood"] = percentiles(await busy)
+    return sample
+
+
+async def _flood(road: Road, rollouts: int, probed: asyncio.Event) -> list[float]:
+    """Send runs until the probes are done; return how long each rollout waited from its end to its row."""
+    waited: list[float] = []
+    while not probed.is_set():
+        _, metrics = await road.run(rollouts)
+        waited += [at - summary.timings.ended_at for at, summary in metrics.seen]
+    return waited
 
 
 async def footprint(road: Road, rollouts: int, stage: Stage, gate: Path) -> Sample:
