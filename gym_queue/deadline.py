@@ -20,7 +20,7 @@ event loop is late by milliseconds.
 
 class Deadline:
     """``asyncio.timeout`` whose expiry becomes an error with a class. Errors of the body pass, unless they
-    are what it made of being ended. Entering gives the seconds.
+    are what it made of being ended.
 
     Every rollout sets several, most of which never strike: so it is one timer and no generator.
 
@@ -33,14 +33,14 @@ class Deadline:
         WorkerStoodStillError: nobody knows: this process did not run when the time was over.
     """
 
-    __slots__ = ("_alarm", "_cancelling", "_clock", "_due", "_late", "_seconds", "_sentence", "_task")
+    __slots__ = ("_alarm", "_cancelling", "_clock", "_due", "_late", "_sentence", "_task", "seconds")
 
     def __init__(self, seconds: float, sentence: str) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._sentence = sentence
         self._late: float | None = None
 
-    async def __aenter__(self) -> float:
+    async def __aenter__(self) -> None:
         self._clock = asyncio.get_running_loop()
         task = asyncio.current_task()
         if task is None:
@@ -48,9 +48,8 @@ class Deadline:
             raise RuntimeError(msg)
         self._task = task
         self._cancelling = task.cancelling()
-        self._due = self._clock.time() + max(0.0, self._seconds)
+        self._due = self._clock.time() + max(0.0, self.seconds)
         self._alarm = self._clock.call_at(self._due, self._strike)
-        return self._seconds
 
     def _strike(self) -> None:
         self._late = self._clock.time() - self._due

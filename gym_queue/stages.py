@@ -151,16 +151,14 @@ class Stages:
     async def _judge(self, work: _Work, draft: Draft) -> Outcome:
         """Ask the environment for its verdict and end the rollout with it."""
         place, begun = work.place, work.elapsed()
-        failure: GymQueueError | None = None
-        verdict = Verdict(reward=None)
         try:
             with step(doing := "verifying"):
-                async with work.deadline(place.spec.limits.verify_timeout, doing) as seconds:
-                    self._watch(seconds)
-                    environment = self._environment(place.example.environment)
-                    verdict = await _call_verifier(environment, place, draft)
+                deadline = work.deadline(place.spec.limits.verify_timeout, doing)
+                self._watch(deadline.seconds)
+                environment = self._environment(place.example.environment)
+                found: Verdict | GymQueueError = await _call_verifier(environment, place, draft, deadline)
         except Exception as error:  # noqa: BLE001 - the same; its row shows what was to be judged
-            failure = _understood(error)
+            found = _understood(error)
         finally:
             self._watch(None)
         timings = work.timings(
@@ -169,9 +167,9 @@ class Stages:
             verify_queued=work.waited if work.sample.fence.stage is Stage.VERIFY else None,
             verify=work.elapsed() - begun,
         )
-        if failure is not None:  # an inline verifier may have: its stage is where it happened
-            return work.failed(failure, timings, draft, Stage.VERIFY)
-        return endings.succeeded(place, draft, verdict, timings)
+        if isinstance(found, GymQueueError):  # an inline verifier's too: its stage is where it happened
+            return work.failed(found, timings, draft, Stage.VERIFY)
+        return endings.succeeded(place, draft, found, timings)
 
 
 class _Work:
@@ -191,9 +189,7 @@ class _Work:
         return time.monotonic() - self._started
 
     def deadline(self, seconds: float, doing: str) -> Deadline:
-        """Return what strikes after ``seconds``, or when the whole rollout has had its time. Entering it
-        gives the seconds that are left.
-        """
+        """Return what strikes after ``seconds``, or when the whole rollout has had its time."""
         left = self._left - self.elapsed()
         if left < seconds:
             total = self.place.spec.limits.rollout_timeout
@@ -264,20 +260,21 @@ def _is_inline(environment: Environment, place: Place) -> bool:
         raise EnvironmentFailedError(msg) from error
 
 
-async def _call_verifier(environment: Environment, place: Place, draft: Draft) -> Verdict:
+async def _call_verifier(environment: Environment, place: Place, draft: Draft, deadline: Deadline) -> Verdict:
     """Call the environment's ``verify``, plain or async; whatever it raises is a failure of the verifier, not
     a reward.
     """
     try:
         answer: Any = environment.verify(place.example, draft.trajectory)
-        quick = isinstance(answer, Verdict) or not inspect.isawaitable(answer)
-        verdict = answer if quick else await answer
+        if not isinstance(answer, Verdict) and inspect.isawaitable(answer):
+            async with deadline:
+                answer = await answer
     except GymQueueError:
         raise
     except Exception as error:
         msg = f"verifier raised {type(error).__name__}: {error}"
         raise VerifierError(msg) from error
-    if not isinstance(verdict, Verdict):
-        msg = f"verifier returned {type(verdict).__name__} instead of a Verdict"
+    if not isinstance(answer, Verdict):
+        msg = f"verifier returned {type(answer).__name__} instead of a Verdict"
         raise VerifierError(msg)
-    return verdict
+    return answer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from gym_queue import names
@@ -55,6 +56,10 @@ class RedisLedger(RedisViews):
     def __init__(self, url: str, *, patient: bool = True) -> None:
         super().__init__(url, patient=patient)
         self._scripts = Scripts(self._edge)
+        self._nonces = count(secrets.randbits(32))  # no two alike, without a system call for each
+
+    def _nonce(self) -> str:
+        return f"{next(self._nonces):x}"
 
     async def _run_script(self, name: str, keys: Sequence[str], *args: Any) -> Any:
         return await self._scripts.run(name, keys, args)
@@ -136,7 +141,7 @@ class RedisLedger(RedisViews):
             names.weights_key(),
         ]
         args: list[Any] = [WAITING_STATE[stage].value, RUNNING_STATE[stage].value, ticket.attempt, worker]
-        args += [secrets.token_hex(4), lease, members.encode(ticket), ticket.losses]
+        args += [self._nonce(), lease, members.encode(ticket), ticket.losses]
         fences = {sample: fence_of(ticket, sample, worker) for sample in ticket.samples}
         for sample, fence in fences.items():
             args += [sample, members.claim(fence)]
@@ -166,7 +171,7 @@ class RedisLedger(RedisViews):
         """See ``Ledger.commit``."""
         run_id, index = fence.run_id, fence.example_index
         ticket: Ticket | None = None
-        own: list[Any] = [fence.sample_index, members.claim(fence), secrets.token_hex(4)]
+        own: list[Any] = [fence.sample_index, members.claim(fence), self._nonce()]
         match outcome:
             case Generated(payload=payload):
                 ticket = next_ticket(fence, Stage.VERIFY, 1)
@@ -279,7 +284,7 @@ class RedisLedger(RedisViews):
 
     async def announce(self, weights: Weights) -> bool:
         """See ``Ledger.announce``."""
-        said = weights.model, weights.version, secrets.token_hex(4), weights.uri
+        said = weights.model, weights.version, self._nonce(), weights.uri
         return bool(await self._run_script("announce", [names.weights_key()], *said))
 
     async def close(self) -> None:

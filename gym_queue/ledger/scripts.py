@@ -28,6 +28,8 @@ _LONGEST_BATCH = 4_000_000
 """Bytes. More would not arrive in time on a slow network, and would be sent again and again."""
 
 
+_TEXT = (str, bytes)  # `str | bytes` would be made anew for each value
+
 _MOST_MERGED = 128
 _LONGEST_MERGED = 1_000_000
 """Callers that share one call of a script, and bytes that they send. Redis does nothing else meanwhile."""
@@ -95,7 +97,7 @@ class Scripts:
         self, name: str, keys: Sequence[str], args: Sequence[Any], own: Sequence[Any], *, merged: bool
     ) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        size = sum([len(value) for value in own or args if isinstance(value, str | bytes)])
+        size = sum([len(value) for value in own or args if isinstance(value, _TEXT)])
         call = _Call(name, keys, args, [(own, future)], merged, size)
         if self._queue and self._queue[-1].takes(call):
             self._queue[-1].take(call)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import Any
 
 import pytest
@@ -36,19 +35,29 @@ async def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
             await call
 
 
-async def test_a_claim_whose_answer_was_lost_is_granted_again(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The driver repeats a call when the connection breaks: same script, same arguments, same nonce."""
+def lose_answers(ledger: RedisLedger) -> list[int]:
+    """Let the driver repeat each batch, as when the connection breaks before the answer. Returns the sizes of
+    all batches to come.
+    """
+    run, sizes = ledger._scripts._execute, []
+
+    async def twice(batch: Any) -> Any:
+        await run(batch)
+        sizes.append(len(batch))
+        return await run(batch)
+
+    ledger._scripts._execute = twice  # type: ignore[method-assign]
+    return sizes
+
+
+async def test_a_claim_whose_answer_was_lost_is_granted_again(redis_url: str) -> None:
+    """The driver repeats the call: same script, same arguments, same nonce. Another call has another."""
     ledger = RedisLedger(redis_url)
     (ticket,) = await submit(ledger)
-    monkeypatch.setattr(secrets, "token_hex", lambda _: "one call")
-    first = await ledger.claim(ticket, "a", 60)
-    again = await ledger.claim(ticket, "a", 60)
-    assert first is not None
-    assert again is not None
-    assert again.samples == first.samples
-    monkeypatch.setattr(secrets, "token_hex", lambda _: "another call")
+    lose_answers(ledger)
+    claim = await ledger.claim(ticket, "a", 60)
+    assert claim is not None
+    assert [one.fence.sample_index for one in claim.samples] == list(ticket.samples)
     assert await ledger.claim(ticket, "a", 60) is None
     await ledger.close()
 
@@ -119,14 +128,7 @@ async def test_a_shared_call_whose_answer_was_lost_tells_each_the_same_again(red
     ledger = RedisLedger(redis_url)
     (ticket,) = await submit(ledger)
     fences = await claimed(ledger, ticket)
-    run, calls = ledger._scripts._execute, []
-
-    async def twice(batch: Any) -> Any:
-        await run(batch)
-        calls.append(len(batch))
-        return await run(batch)
-
-    ledger._scripts._execute = twice  # type: ignore[method-assign]
+    calls = lose_answers(ledger)
     receipts = await asyncio.gather(*(ledger.commit(fence, ended(fence)) for fence in fences))
     assert [receipt.accepted for receipt in receipts] == [True, True]
     assert calls == [1]
